@@ -1,0 +1,329 @@
+"""Every setting, its default and its limits: flags > environment > TOML file > default.
+
+A flag is a keyword argument of `Settings` (None where it was not given), an environment variable is `APPLIANCE_<NAME>`,
+and the file is the one named by `--config` or `APPLIANCE_CONFIG`, else `appliance.toml` in the data directory where
+there is one. What nobody knows is refused, wherever it was written.
+"""
+
+import difflib
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from appliance.errors import InvalidInput
+
+_PREFIX = "APPLIANCE_"
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_ORIGINS = "\0origins"  # how the sources tell the validator where a value came from; no file or variable can say this
+
+
+def _default_data() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "appliance"
+
+
+def _seconds(value: object) -> object:
+    """`300`, `"300"`, `"5m"`, `"1h30m"`, `"-1"` as seconds; anything else is left for the type to refuse."""
+    if isinstance(value, str) and (parts := re.fullmatch(r"-?((\d+(\.\d+)?)(ms|s|m|h|d))+", value.strip())):
+        found = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", parts[0])
+        total = sum(float(number) * _UNITS[unit] for number, unit in found)
+        return -total if parts[0].startswith("-") else total
+    return value
+
+
+def _listed(value: object) -> object:
+    """A string is its parts between commas, as in an environment variable."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _given(value: object) -> object:
+    """An empty string is nothing at all."""
+    return None if value == "" else value
+
+
+Place = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser() if isinstance(value, str) else value)]
+MaybePlace = Annotated[Place | None, BeforeValidator(_given)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_listed)]
+
+
+class Settings(BaseSettings):
+    """Read once, at the top; whatever is built gets values, not this.
+
+    Raises:
+        InvalidInput: one value that cannot be used, or a name that nobody knows; the message says which and where.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    data: Place = Field(
+        default_factory=_default_data,
+        description="Directory of everything that is kept: database, models, own cards, caches. "
+        "In $XDG_DATA_HOME where that is set. Not in the file that lies in it.",
+        json_schema_extra={"shown": "~/.local/share/appliance"},
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond this machine only with a key.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    model: str = Field("all-minilm-l6-v2", min_length=1, description="The model where a request names none.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads of the engine; 0 is one per core.")
+    keep_alive: Seconds = Field(
+        -1,
+        allow_inf_nan=False,
+        description='How long an idle model stays loaded: seconds or "5m"; negative is forever.',
+    )
+    offline: bool = Field(default=False, description="Never reach out for model files. HF_HUB_OFFLINE=1 says the same.")
+    api_keys: Secrets = Field([], description="Keys that callers must send. With none, no key is asked for.")
+    api_keys_file: MaybePlace = Field(
+        None,
+        description="File of more keys, one a line; lines that begin with # are skipped.",
+        json_schema_extra={"shown": ""},
+    )
+    allow_open: bool = Field(default=False, description="Listen beyond this machine without a key all the same.")
+    allowed_hosts: Names = Field(
+        [],
+        description="Host names to answer to besides localhost, the address and the machine's name; *.example.org too.",
+    )
+    allowed_origins: Names = Field(
+        [], description="Web origins that may call besides localhost and local apps: https://notes.example.org."
+    )
+    max_body: ByteSize = Field(
+        ByteSize(64 * 1024**2), ge=1024, description="Largest request body.", json_schema_extra={"shown": "64MiB"}
+    )
+    max_pending: int = Field(
+        512, ge=1, le=100_000, description="Requests worked on at once; the next is told to come back."
+    )
+    wait: float = Field(
+        10.0, ge=0, le=3600, description="Seconds that POST /documents waits for a document to be ready."
+    )
+    token_ids: Literal["cl100k", "model", "reject"] = Field(
+        "cl100k",
+        description="Whose ids the token arrays of /v1/embeddings are: OpenAI's, the model's own, or nobody's.",
+    )
+    strict_openai: bool = Field(default=False, description="Refuse the empty string on /v1/embeddings, as OpenAI does.")
+    chunk_tokens: int = Field(0, ge=0, le=8192, description="Tokens of a chunk; 0 is as many as the model takes.")
+    chunk_overlap: int = Field(32, ge=0, le=4096, description="Tokens repeated between neighbouring chunks.")
+    vector_weight: float = Field(1.0, ge=0, le=1000, description="What vectors count for in a hybrid search.")
+    keyword_weight: float = Field(1.0, ge=0, le=1000, description="What words count for in a hybrid search.")
+    fusion_k: int = Field(60, ge=1, le=10_000, description="Rank constant of reciprocal rank fusion.")
+    search_depth: int = Field(
+        100, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
+    )
+    log_format: Literal["console", "json"] = Field("console", description="For a person, or for a program.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    config: MaybePlace = Field(None, description="The settings file.")
+
+    NOT_IN_FILE: ClassVar[frozenset[str]] = frozenset({"config"})
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data / "appliance.db"
+
+    @property
+    def models(self) -> Path:
+        """Model files, by content."""
+        return self.data / "models"
+
+    @property
+    def cards(self) -> Path:
+        """The owner's own cards."""
+        return self.data / "cards"
+
+    @property
+    def cache(self) -> Path:
+        """What can be built again."""
+        return self.data / "cache"
+
+    def origin(self, name: str) -> str:
+        """Where a value came from, for a person: `--port`, `APPLIANCE_PORT`, the file's path, or `default`."""
+        return self._origins.get(name, "default")
+
+    def keys(self) -> tuple[str, ...]:
+        """Every API key, of `api_keys` and `api_keys_file`.
+
+        Raises:
+            InvalidInput: the file cannot be read or holds no key, or a key could not be sent in a header.
+        """
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidInput(
+                    f"api_keys_file cannot be read: {self.api_keys_file}", param="api_keys_file"
+                ) from error
+            listed = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+            if not listed:
+                raise InvalidInput(f"api_keys_file holds no key: {self.api_keys_file}", param="api_keys_file")
+            keys += listed
+        if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
+            raise InvalidInput("an API key is one word of printable ASCII characters", param="api_keys")
+        return tuple(dict.fromkeys(keys))
+
+    @field_validator("data", "config", "api_keys_file")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path and path.absolute()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told_plainly(cls, given: dict[str, Any], read: ModelWrapValidatorHandler[Self]) -> Self:
+        origins = given.pop(_ORIGINS, {})
+        try:
+            settings = read(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise InvalidInput(f"{name} ({origins.get(name, 'default')}): {message}", param=name) from None
+        settings._origins = origins  # noqa: SLF001 - of this very class
+        settings._agree()  # noqa: SLF001 - same
+        return settings
+
+    def _agree(self) -> None:
+        if self.vector_weight == self.keyword_weight == 0:
+            raise InvalidInput("vector_weight and keyword_weight cannot both be 0", param="vector_weight")
+        if 0 < self.chunk_tokens <= self.chunk_overlap:
+            raise InvalidInput("chunk_overlap must be less than chunk_tokens", param="chunk_overlap")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The sources, first wins. Which file is read depends on the flags and the environment."""
+        flags = {name: value for name, value in _init_arguments(init_settings).items() if value is not None}
+        _known(flags, origin=_flag)
+        _known(_environment(), origin=_variable)
+        environment = env_settings()
+        above = environment | flags
+        named = _given(above.get("config"))
+        data = Path(str(above.get("data") or _default_data())).expanduser()
+        file = Path(named).expanduser() if isinstance(named, str | Path) else data / "appliance.toml"
+        written = _read_toml(file) if named or file.exists() else {}
+        _known(written, origin=lambda _: str(file), without=cls.NOT_IN_FILE)
+        if not named and "data" in written:
+            raise InvalidInput(
+                f"data ({file}): the data directory cannot be set by the file that lies in it", param="data"
+            )
+        return (
+            _Layer(settings_cls, flags, origin=_flag),
+            _Layer(settings_cls, environment, origin=_variable),
+            _Layer(settings_cls, _hub_offline(), origin=lambda _: "HF_HUB_OFFLINE"),
+            _Layer(settings_cls, written, origin=lambda _: str(file)),
+        )
+
+
+class _Layer(PydanticBaseSettingsSource):
+    """Values of one place, with the name of the place beside each."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], values: Mapping[str, Any], *, origin: Callable[[str], str]
+    ) -> None:
+        super().__init__(settings_cls)
+        self._values = values
+        self._origin = origin
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - theirs
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return {**self._values, _ORIGINS: {name: self._origin(name) for name in self._values}}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _environment() -> dict[str, str]:
+    return {name.removeprefix(_PREFIX).lower(): value for name, value in os.environ.items() if name.startswith(_PREFIX)}
+
+
+def _init_arguments(source: PydanticBaseSettingsSource) -> dict[str, Any]:
+    arguments: dict[str, Any] = getattr(source, "init_kwargs", {})
+    return arguments
+
+
+def _hub_offline() -> dict[str, bool]:
+    """Hugging Face's own switch, by its own rule for what is true."""
+    return {"offline": True} if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"} else {}
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"the settings file cannot be read: {file}: {error.strerror}", param="config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the settings file is not TOML: {file}: {error}", param="config") from error
+
+
+def _known(
+    values: Mapping[str, object], *, origin: Callable[[str], str], without: frozenset[str] = frozenset()
+) -> None:
+    """Refuse the first name that is no setting, with the nearest that is."""
+    names = [name for name in Settings.model_fields if name not in without]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InvalidInput(f"there is no setting {name} ({origin(name)}){hint}", param=name)
+
+
+def example() -> str:
+    """The text of `config/appliance.toml`: every setting at its default, commented out."""
+    lines = [
+        "# Every setting at its default. Copy this file to appliance.toml in the data directory, or name it with",
+        "# --config, and uncomment what should differ. A flag (--max-body) or an environment variable",
+        "# (APPLIANCE_MAX_BODY) wins.",
+    ]
+    for name, field in Settings.model_fields.items():
+        if name not in Settings.NOT_IN_FILE:
+            told = textwrap.wrap(field.description or "", 110)
+            lines += ["", *(f"# {line}" for line in told), f"# {name} = {_as_toml(field)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _as_toml(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    value = extra["shown"] if isinstance(extra, dict) and "shown" in extra else field.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def shipped(name: Literal["config", "migrations"]) -> Path:
+    """A folder that comes with the code: inside an installed wheel, or beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_shipped" / name
+    return installed if installed.is_dir() else package.parent / name

@@ -1,0 +1,275 @@
+"""Settings: where they come from, which wins, what is refused, and that the shipped file tells the truth."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from appliance.errors import InvalidInput
+from appliance.settings import Settings, example, shipped
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(tmp_path: Path) -> Iterator[None]:
+    """No APPLIANCE_*, no HF_HUB_OFFLINE, a home of its own; what a test sets is gone after it."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith("APPLIANCE_") or name in {"HF_HUB_OFFLINE", "XDG_DATA_HOME"}:
+            del os.environ[name]
+    os.environ["HOME"] = str(tmp_path / "home")
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _written(folder: Path, text: str, *, name: str = "settings.toml") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+# One value per setting that is valid and not the default: as a flag, as a variable, as TOML, and as what comes out.
+OTHERS: dict[str, tuple[Any, str, str, Any]] = {
+    "host": ("::1", "::1", '"::1"', "::1"),
+    "port": (9000, "9000", "9000", 9000),
+    "model": ("hash", "hash", '"hash"', "hash"),
+    "threads": (3, "3", "3", 3),
+    "keep_alive": (300.0, "5m", '"5m"', 300.0),
+    "offline": (True, "true", "true", True),
+    "api_keys": (["a", "b"], "a,b", '["a", "b"]', [SecretStr("a"), SecretStr("b")]),
+    "api_keys_file": (Path("/etc/keys"), "/etc/keys", '"/etc/keys"', Path("/etc/keys")),
+    "allow_open": (True, "1", "true", True),
+    "allowed_hosts": (["x.example"], "x.example", '["x.example"]', ["x.example"]),
+    "allowed_origins": (
+        ["https://a", "https://b"],
+        "https://a, https://b",
+        '["https://a", "https://b"]',
+        ["https://a", "https://b"],
+    ),
+    "max_body": (2_000_000, "2MB", '"2MB"', 2_000_000),
+    "max_pending": (7, "7", "7", 7),
+    "wait": (0.5, "0.5", "0.5", 0.5),
+    "token_ids": ("reject", "reject", '"reject"', "reject"),
+    "strict_openai": (True, "yes", "true", True),
+    "chunk_tokens": (128, "128", "128", 128),
+    "chunk_overlap": (5, "5", "5", 5),
+    "vector_weight": (0.25, "0.25", "0.25", 0.25),
+    "keyword_weight": (2.0, "2", "2", 2.0),
+    "fusion_k": (10, "10", "10", 10),
+    "search_depth": (50, "50", "50", 50),
+    "log_format": ("json", "json", '"json"', "json"),
+    "log_level": ("debug", "debug", '"debug"', "debug"),
+}
+
+
+def test_the_table_of_this_test_knows_every_setting() -> None:
+    assert set(OTHERS) | {"data", "config"} == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_flag_wins_over_the_environment_and_that_over_the_file_and_that_over_the_default(
+    name: str, tmp_path: Path
+) -> None:
+    flag, variable, toml, expected = OTHERS[name]
+    default = getattr(Settings(), name)
+
+    file = _written(tmp_path, f"{name} = {toml}\n")
+    from_file = Settings(config=file)
+    os.environ[f"APPLIANCE_{name.upper()}"] = variable
+    from_environment = Settings()
+    other_file = _written(tmp_path, f"{name} = {_in_toml(name, default)}\n", name="other.toml")
+    over_file = Settings(config=other_file)
+    os.environ[f"APPLIANCE_{name.upper()}"] = _in_environment(name, default)
+    from_flag = Settings(config=other_file, **{name: flag})
+
+    assert default != expected
+    assert getattr(from_file, name) == expected
+    assert from_file.origin(name) == str(file)
+    assert getattr(from_environment, name) == getattr(over_file, name) == expected
+    assert over_file.origin(name) == f"APPLIANCE_{name.upper()}"
+    assert getattr(from_flag, name) == expected
+    assert from_flag.origin(name) == "--" + name.replace("_", "-")
+    assert Settings(config=None).origin("wait") == ("default" if name != "wait" else "APPLIANCE_WAIT")
+
+
+def _in_toml(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or isinstance(value, str):
+        return f'"{value or ""}"'
+    return repr(value) if not name.startswith("api_keys") else "[]"
+
+
+def _in_environment(name: str, value: object) -> str:
+    return "" if value is None or value == [] else str(value)
+
+
+def test_the_shipped_file_names_every_setting_at_its_default() -> None:
+    assert (shipped("config") / "appliance.toml").read_text(encoding="utf-8") == example()
+
+
+def test_the_shipped_file_uncommented_is_the_defaults(tmp_path: Path) -> None:
+    uncommented = re.sub(r"^# ([a-z_]+ = )", r"\1", example(), flags=re.MULTILINE)
+    file = _written(tmp_path, uncommented)
+
+    read, defaults = Settings(config=file), Settings()
+
+    assert set(tomllib.loads(uncommented)) == set(Settings.model_fields) - {"config"}
+    assert read.model_dump(exclude={"config"}) == defaults.model_dump(exclude={"config"})
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_file_in_the_data_directory_is_read_when_it_is_there(tmp_path: Path) -> None:
+    _written(tmp_path / "kept", "port = 9001\n", name="appliance.toml")
+    os.environ["APPLIANCE_DATA"] = str(tmp_path / "kept")
+
+    assert Settings().port == 9001
+    assert Settings(data=tmp_path / "elsewhere").port == 8080
+
+
+def test_the_file_in_the_data_directory_cannot_lead_to_another_one(tmp_path: Path) -> None:
+    _written(tmp_path, f'data = "{tmp_path / "other"}"\n', name="appliance.toml")
+
+    with pytest.raises(InvalidInput, match="cannot be set by the file that lies in it"):
+        Settings(data=tmp_path)
+
+
+def test_a_named_file_may_say_where_the_data_is_and_one_that_is_missing_is_an_error(tmp_path: Path) -> None:
+    file = _written(tmp_path, 'data = "~/kept"\n')
+
+    assert Settings(config=file).data == tmp_path / "home" / "kept"
+    with pytest.raises(InvalidInput, match=r"cannot be read: .*missing\.toml"):
+        Settings(config=tmp_path / "missing.toml")
+
+
+def test_data_is_absolute_and_follows_xdg(tmp_path: Path) -> None:
+    assert Settings().data == tmp_path / "home/.local/share/appliance"
+    assert Settings(data="here").data == Path.cwd() / "here"
+    os.environ["XDG_DATA_HOME"] = str(tmp_path / "xdg")
+    assert Settings().data == tmp_path / "xdg" / "appliance"
+
+
+def test_the_places_lie_under_data(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+
+    assert settings.database == tmp_path / "appliance.db"
+    assert {settings.models, settings.cards, settings.cache} == {
+        tmp_path / "models",
+        tmp_path / "cards",
+        tmp_path / "cache",
+    }
+
+
+def test_an_unknown_key_is_refused_wherever_it_is_written_with_the_nearest_that_is_known(tmp_path: Path) -> None:
+    file = _written(tmp_path, "max_bdy = 3\n")
+
+    with pytest.raises(InvalidInput, match=r"no setting max_bdy \(.*settings\.toml\); did you mean max_body\?"):
+        Settings(config=file)
+    with pytest.raises(InvalidInput, match=r"no setting prot \(--prot\); did you mean port\?"):
+        Settings(prot=1)  # type: ignore[call-arg]  # the mistake is what is tested
+    os.environ["APPLIANCE_KEEPALIVE"] = "5m"
+    with pytest.raises(InvalidInput, match=r"\(APPLIANCE_KEEPALIVE\); did you mean keep_alive\?"):
+        Settings()
+
+
+def test_config_is_no_key_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="there is no setting config"):
+        Settings(config=_written(tmp_path, 'config = "x"\n'))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"port": "eighty"}, r"^port \(--port\): Input should be a valid integer"),
+        ({"port": 65536}, r"^port \(--port\): Input should be less than or equal to 65535"),
+        ({"max_body": "12 parsecs"}, r"^max_body \(--max-body\): "),
+        ({"keep_alive": "5 parsecs"}, r"^keep_alive \(--keep-alive\): "),
+        ({"keep_alive": float("nan")}, r"^keep_alive \(--keep-alive\): "),
+        ({"token_ids": "gpt2"}, r"^token_ids \(--token-ids\): Input should be 'cl100k', 'model' or 'reject'"),
+        ({"vector_weight": 0, "keyword_weight": 0}, "cannot both be 0"),
+        ({"chunk_tokens": 32, "chunk_overlap": 32}, "chunk_overlap must be less"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_one_clear_message(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput, match=told) as caught:
+        Settings(**values)
+
+    assert "\n" not in caught.value.message
+
+
+def test_a_bad_value_in_the_environment_names_its_variable() -> None:
+    os.environ["APPLIANCE_PORT"] = "tcp://10.0.0.1:80"
+
+    with pytest.raises(InvalidInput, match=r"^port \(APPLIANCE_PORT\): "):
+        Settings()
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"not TOML: .*settings\.toml"):
+        Settings(config=_written(tmp_path, "port = = 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("-1", -1.0), ("-1m", -60.0), ("42.5", 42.5), (0, 0.0)],
+)
+def test_a_duration_is_seconds_or_words(written: object, seconds: float) -> None:
+    assert Settings(keep_alive=written).keep_alive == seconds
+
+
+@given(st.integers(1024, 2**40))
+def test_a_size_in_bytes_is_itself(size: int) -> None:
+    assert Settings(max_body=size).max_body == Settings(max_body=str(size)).max_body == size
+
+
+def test_hugging_faces_own_switch_is_honoured_and_ours_wins() -> None:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    assert Settings().offline
+    assert Settings().origin("offline") == "HF_HUB_OFFLINE"
+    os.environ["APPLIANCE_OFFLINE"] = "0"
+    assert not Settings().offline
+
+
+def test_keys_come_from_the_list_and_the_file_each_once(tmp_path: Path) -> None:
+    file = _written(tmp_path, "# of the kitchen\nsk-file\n\n  sk-both  \n", name="keys")
+
+    assert Settings(api_keys=["sk-list", "sk-both"], api_keys_file=file).keys() == ("sk-list", "sk-both", "sk-file")
+    assert Settings().keys() == ()
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "two words\n", "schlüssel\n"])
+def test_a_key_file_without_a_usable_key_is_refused_rather_than_open(text: str, tmp_path: Path) -> None:
+    settings = Settings(api_keys_file=_written(tmp_path, text, name="keys"))
+
+    with pytest.raises(InvalidInput):
+        settings.keys()
+
+
+def test_a_key_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        Settings(api_keys_file=tmp_path / "missing").keys()
+
+
+def test_no_key_is_ever_printed() -> None:
+    settings = Settings(api_keys=["sk-canary"])
+    os.environ["APPLIANCE_API_KEYS"] = "sk-canary"
+    with pytest.raises(InvalidInput) as caught:
+        Settings(api_keys=[object(), "sk-canary"])
+
+    assert "canary" not in repr(settings) + str(settings) + settings.model_dump_json() + repr(caught.value)
+
+
+def test_what_is_shipped_is_there() -> None:
+    assert (shipped("config") / "models").is_dir()
+    assert shipped("migrations").parent == shipped("config").parent
