@@ -1,0 +1,1 @@
+"""Which collections and documents exist and how far each has come."""

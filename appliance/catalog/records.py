@@ -1,0 +1,156 @@
+"""What goes into the catalog and comes out of it: plain frozen records, never rows."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from appliance.errors import InvalidInput
+
+CollectionState: TypeAlias = Literal["ready", "removing"]
+DocumentState: TypeAlias = Literal["waiting", "working", "ready", "failed", "removing"]
+Change: TypeAlias = Literal["created", "updated", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A set of documents embedded alike: by `model`, in `space`, with vectors of `dimensions`."""
+
+    id: int
+    name: str
+    model: str
+    space: str
+    dimensions: int
+    state: CollectionState
+    created: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewDocument:
+    """What a caller hands in. `body` holds the bytes as they came, of `media_type`."""
+
+    id: str
+    body: bytes
+    media_type: str = "text/plain"
+    title: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document and how far it has come.
+
+    Attributes:
+        seq: place in the order of arrival; never used twice.
+        size: bytes handed in.
+        version: 1, and one more with each change.
+        in_hand: someone has taken it and not settled it yet.
+        error: why it failed; empty otherwise.
+        attempts: how often this version was taken.
+        chunks, tokens, truncated: of the version that is ready: chunks, their tokens, and how many chunks were cut.
+    """
+
+    seq: int
+    collection: str
+    id: str
+    title: str
+    metadata: Mapping[str, object]
+    media_type: str
+    size: int
+    content_hash: str
+    version: int
+    in_hand: bool
+    state: DocumentState
+    error: str
+    attempts: int
+    chunks: int
+    tokens: int
+    truncated: int
+    created: datetime
+    updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What became of a document that was handed in."""
+
+    document: Document
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Documents in order of arrival; `after` for the next page, None when there is none."""
+
+    documents: tuple[Document, ...]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A document taken from the queue. No one else gets it, in any version, until it is settled."""
+
+    collection: Collection
+    seq: int
+    id: str
+    version: int
+    attempts: int
+    title: str
+    metadata: Mapping[str, object]
+    media_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The document is in the store. `text` is what was parsed from its body."""
+
+    work: Work
+    text: str
+    chunks: int
+    tokens: int
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The document cannot be indexed; `error` tells the person who handed it in why."""
+
+    work: Work
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The attempt failed for a reason that may pass: the document goes back to the queue."""
+
+    work: Work
+
+
+Outcome: TypeAlias = Ready | Failed | Returned
+
+
+@dataclass(frozen=True, slots=True)
+class Removals:
+    """What is on its way out and in no one's hand: documents as (collection, id), and collections by name."""
+
+    documents: tuple[tuple[str, str], ...]
+    collections: tuple[str, ...]
+
+
+def content_hash(document: NewDocument) -> str:
+    """SHA-256, in hex, over body, media type, title and metadata: equal means that nothing has to be done again.
+
+    Raises:
+        InvalidInput: the metadata is not JSON (NaN and infinities are not).
+    """
+    try:
+        about = json.dumps([document.media_type, document.title, document.metadata], sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("metadata is not JSON: NaN and Infinity are no JSON numbers", param="metadata") from error
+    digest = hashlib.sha256(about.encode())
+    digest.update(b"\0")  # JSON text holds no NUL, so the two parts cannot be mistaken
+    digest.update(document.body)
+    return digest.hexdigest()

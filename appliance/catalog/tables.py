@@ -1,0 +1,115 @@
+"""The catalog's tables, as SQLModel sees them; the migrations are what makes them."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field, SQLModel
+
+
+class Moment(TypeDecorator[datetime]):
+    """A point in time, kept as ISO 8601 text in UTC: SQLite has no type for it, and text in one zone sorts."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:  # noqa: ARG002  # its signature
+        """Tz-aware in, text out."""
+        return value.astimezone(UTC).isoformat() if value else None
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # its signature
+        """Text in, tz-aware out."""
+        return datetime.fromisoformat(value) if value else None
+
+
+class CollectionRow(SQLModel, table=True):
+    """A collection: what its documents were embedded with."""
+
+    __tablename__ = "collection"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    model: str = Field(sa_column=Column(Text, nullable=False))
+    space: str = Field(sa_column=Column(Text, nullable=False))
+    dimensions: int
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    created: datetime = Field(sa_column=Column(Moment, nullable=False))
+
+
+class DocumentRow(SQLModel, table=True):
+    """A document: what was put in, and how far it has come. `taken` is the version that is being worked on, if any."""
+
+    __tablename__ = "document"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "id"),
+        Index("document_in_order", "collection_id"),
+        Index("document_by_state", "collection_id", "state"),
+        Index("document_waiting", "seq", sqlite_where=text("state = 'waiting' AND taken IS NULL")),
+        Index("document_in_hand", "collection_id", sqlite_where=text("taken IS NOT NULL")),
+        Index("document_leaving", "seq", sqlite_where=text("state = 'removing'")),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: int | None = Field(default=None, primary_key=True)
+    collection_id: int = Field(foreign_key="collection.id")
+    id: str = Field(sa_column=Column(Text, nullable=False))
+    title: str = Field(sa_column=Column(Text, nullable=False))
+    meta: dict[str, Any] = Field(sa_column=Column("metadata", JSON, nullable=False))
+    media_type: str = Field(sa_column=Column(Text, nullable=False))
+    size: int
+    content_hash: str = Field(sa_column=Column(Text, nullable=False))
+    version: int
+    taken: int | None
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    error: str = Field(sa_column=Column(Text, nullable=False))
+    attempts: int
+    chunks: int
+    tokens: int
+    truncated: int
+    created: datetime = Field(sa_column=Column(Moment, nullable=False))
+    updated: datetime = Field(sa_column=Column(Moment, nullable=False))
+
+
+def _of_document() -> Column[int]:
+    return Column("document_seq", ForeignKey("document.seq", ondelete="CASCADE"), primary_key=True)
+
+
+class SourceRow(SQLModel, table=True):
+    """The bytes as they were handed in: the durable queue, and what a collection can be indexed from again."""
+
+    __tablename__ = "source"
+
+    document_seq: int = Field(sa_column=_of_document())
+    body: bytes
+
+
+class TextRow(SQLModel, table=True):
+    """The text that was parsed from the bytes, where it is not those very bytes."""
+
+    __tablename__ = "document_text"
+
+    document_seq: int = Field(sa_column=_of_document())
+    text: str = Field(sa_column=Column(Text, nullable=False))
+
+
+def _table(name: str) -> Table:
+    return SQLModel.metadata.tables[name]
+
+
+COLLECTION: Final = _table("collection")
+DOCUMENT: Final = _table("document")
+SOURCE: Final = _table("source")
+TEXT: Final = _table("document_text")

@@ -1,0 +1,132 @@
+"""What a store must do, whatever it is built on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+"""Unit length, float32, (dimensions,)."""
+
+Matrix: TypeAlias = npt.NDArray[np.float32]
+"""Rows of unit length, float32, (n, dimensions)."""
+
+Value: TypeAlias = str | int | float | bool
+"""A metadata value that can be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage of a document.
+
+    Attributes:
+        ordinal: place in the document, from 0.
+        text: the passage itself, `document text[start:end]`.
+        start, end: character range in the document's text.
+        tokens: tokens of the text, counted by the collection's model.
+        title: title of the document; searched as words beside the text.
+        metadata: JSON object; what a `Where` looks at.
+    """
+
+    ordinal: int
+    text: str
+    start: int
+    end: int
+    tokens: int
+    title: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """A document as it is put: its chunks, and a row of `vectors` for each."""
+
+    document: str
+    chunks: Sequence[Chunk]
+    vectors: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A chunk that was found. Higher scores are better; cosine similarity in -1…1 for vectors, BM25 for words."""
+
+    document: str
+    chunk: Chunk
+    score: float
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Names the chunk within its collection."""
+        return self.document, self.chunk.ordinal
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison with a metadata field. A chunk that lacks the field, or has another type there, fails it
+    (and passes `!=`). Types are text, number and truth value; `in` takes a tuple and may mix them.
+
+    `key` is a field's own name, not a path, and has no quotes, backslashes or control characters.
+    """
+
+    key: str
+    op: Literal["=", "!=", "<", "<=", ">", ">=", "in"]
+    value: Value | tuple[Value, ...]
+
+
+Where: TypeAlias = Sequence[Condition]
+"""All of the conditions hold. Applied before the best `limit` are chosen."""
+
+
+class VectorStore(Protocol):
+    """A document is the unit of change: after `put` or `remove`, no reader ever sees half of one, and both are on disk
+    when they return. Scores are cosine similarity; higher is better, whatever the store. Blocking; any thread.
+
+    Every method but `create` and `drop` raises CollectionNotFound for a collection that was not created.
+    """
+
+    def create(self, collection: str, dimensions: int) -> None:
+        """Make room for a collection; no-op if it is there with the same dimensions, else CollectionExists."""
+
+    def drop(self, collection: str) -> None:
+        """Remove a collection and all it holds; no-op if it is not there."""
+
+    def put(self, collection: str, document: str, chunks: Sequence[Chunk], vectors: Matrix) -> None:
+        """Replace what the document had by these chunks.
+
+        Raises:
+            InvalidInput: wrong shape, a row that is not of unit length (NaN and zeros included), two chunks of one
+                ordinal, or metadata that is not JSON.
+        """
+
+    def put_many(self, collection: str, entries: Sequence[Entry]) -> None:
+        """The same for several documents, all of them or none, for the price of one disk flush. Of two entries for one
+        document the later counts.
+        """
+
+    def remove(self, collection: str, document: str) -> int:
+        """Remove a document; how many chunks it had."""
+
+    def nearest(self, collection: str, vector: Vector, *, limit: int, where: Where = ()) -> list[Match]:
+        """The best chunks by cosine similarity; ties in the order of document and ordinal.
+
+        Raises:
+            InvalidInput: the vector has another length or is not of unit length, or a condition cannot be answered.
+        """
+
+    def chunks(self, collection: str, document: str) -> list[Chunk]:
+        """A document's chunks in order."""
+
+    def count(self, collection: str) -> int:
+        """How many chunks the collection has."""
+
+    def close(self) -> None:
+        """Safe to call twice."""
+
+
+class WordIndex(Protocol):
+    """Search by words over the same chunks."""
+
+    def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
+        """The best chunks for a person's words by BM25; any text is a valid query, none is an operator."""

@@ -1,0 +1,67 @@
+"""What every store asks of what it is given."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from appliance.errors import InvalidInput
+from appliance.store.base import Chunk, Matrix, Vector
+
+MAX_DIMENSIONS: Final = 8192
+"""What sqlite-vec takes."""
+
+_TOLERANCE: Final = 1e-3
+"""How far from 1 the length of a float32 vector may be that was normalised in half precision."""
+
+
+def check_dimensions(dimensions: int) -> None:
+    """Raise InvalidInput unless vectors of this length can be stored."""
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise InvalidInput(f"vectors have 1 to {MAX_DIMENSIONS} dimensions, not {dimensions}", param="dimensions")
+
+
+def checked_vectors(vectors: npt.NDArray[np.generic], *, rows: int, dimensions: int) -> Matrix:
+    """The vectors as contiguous float32 (rows, dimensions). InvalidInput for another shape or a row not of length 1."""
+    if vectors.shape != (rows, dimensions):
+        raise InvalidInput(f"the vectors are {vectors.shape}, the collection needs {(rows, dimensions)}")
+    result: Matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    lengths = np.sqrt(np.square(result, dtype=np.float64).sum(axis=1))
+    if not (np.abs(lengths - 1) < _TOLERANCE).all():  # said so that NaN fails it too
+        raise InvalidInput("a vector is not of unit length")
+    return result
+
+
+def checked_query(vector: npt.NDArray[np.generic], *, dimensions: int) -> Vector:
+    """The same for one vector, float32 (dimensions,)."""
+    row: Vector = checked_vectors(vector[None], rows=1, dimensions=dimensions)[0]
+    return row
+
+
+def metadata_json(chunks: Sequence[Chunk]) -> list[str]:
+    """Each chunk's metadata as JSON text. InvalidInput for what is not JSON, and for two chunks of one ordinal."""
+    if len({chunk.ordinal for chunk in chunks}) != len(chunks):
+        raise InvalidInput("two chunks have the same ordinal")
+    last: Mapping[str, object] | None = None
+    result: list[str] = []
+    for chunk in chunks:  # the chunks of a document mostly share one object
+        if last is None or chunk.metadata is not last:
+            last = chunk.metadata
+            try:
+                text = json.dumps(dict(last), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            except (TypeError, ValueError) as error:
+                raise InvalidInput("metadata is not JSON", param="metadata") from error
+        result.append(text)
+    return result
+
+
+def cosines(rows: Matrix, vector: Vector) -> npt.NDArray[np.float64]:
+    """Cosine similarity of unit rows (n, d) to a unit vector (d,), float64 (n,) in -1…1.
+
+    Equal rows get equal scores wherever they stand, which a BLAS product does not promise; so ties are ties.
+    """
+    products: npt.NDArray[np.float64] = rows.astype(np.float64) * vector
+    scores: npt.NDArray[np.float64] = np.clip(products.sum(axis=1), -1.0, 1.0)
+    return scores

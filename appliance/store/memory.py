@@ -1,0 +1,152 @@
+"""The reference store: everything in plain Python, nothing on disk, every answer exact."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Final
+
+from appliance.errors import CollectionExists, CollectionNotFound
+from appliance.store.base import Chunk, Entry, Match, Matrix, Vector, Where
+from appliance.store.checks import check_dimensions, checked_query, checked_vectors, cosines, metadata_json
+from appliance.store.where import check_where, holds
+from appliance.store.words import folded, terms, tokens
+
+_K1: Final = 1.2
+_B: Final = 0.75
+"""BM25 as FTS5 counts it. https://sqlite.org/fts5.html#the_bm25_function"""
+
+
+@dataclass(slots=True)
+class _Document:
+    chunks: list[Chunk]
+    vectors: Matrix
+
+
+@dataclass(slots=True)
+class _Collection:
+    dimensions: int
+    documents: dict[str, _Document] = field(default_factory=dict)
+
+    def passing(self, where: Where) -> Iterator[tuple[str, Chunk]]:
+        for name, document in self.documents.items():
+            for chunk in document.chunks:
+                if holds(where, chunk.metadata):
+                    yield name, chunk
+
+
+class MemoryStore:
+    """A VectorStore and WordIndex that lasts as long as its object. Words are compared whole, not by their stems."""
+
+    def __init__(self, *, title_weight: float = 1.0, text_weight: float = 1.0) -> None:
+        self._weights = title_weight, text_weight
+        self._collections: dict[str, _Collection] = {}
+        self._lock = Lock()
+
+    def create(self, collection: str, dimensions: int) -> None:
+        """See VectorStore."""
+        check_dimensions(dimensions)
+        with self._lock:
+            if self._collections.setdefault(collection, _Collection(dimensions)).dimensions != dimensions:
+                raise CollectionExists(f"the collection {collection!r} has vectors of another length")
+
+    def drop(self, collection: str) -> None:
+        """See VectorStore."""
+        with self._lock:
+            self._collections.pop(collection, None)
+
+    def put(self, collection: str, document: str, chunks: Sequence[Chunk], vectors: Matrix) -> None:
+        """See VectorStore."""
+        self.put_many(collection, [Entry(document, chunks, vectors)])
+
+    def put_many(self, collection: str, entries: Sequence[Entry]) -> None:
+        """See VectorStore."""
+        with self._lock:
+            kept = self._find(collection)
+            new = {entry.document: _own(entry, kept.dimensions) for entry in entries}
+            kept.documents.update(new)
+
+    def remove(self, collection: str, document: str) -> int:
+        """See VectorStore."""
+        with self._lock:
+            gone = self._find(collection).documents.pop(document, None)
+        return len(gone.chunks) if gone else 0
+
+    def nearest(self, collection: str, vector: Vector, *, limit: int, where: Where = ()) -> list[Match]:
+        """See VectorStore."""
+        check_where(where)
+        with self._lock:
+            kept = self._find(collection)
+            query = checked_query(vector, dimensions=kept.dimensions)
+            matches = [
+                Match(name, chunk, float(score))
+                for name, document in kept.documents.items()
+                for chunk, score in zip(document.chunks, cosines(document.vectors, query), strict=True)
+                if holds(where, chunk.metadata)
+            ]
+        return _best(matches, limit)
+
+    def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
+        """See WordIndex."""
+        check_where(where)
+        with self._lock:
+            kept = self._find(collection)
+            counts = {(name, chunk.ordinal): self._counted(chunk) for name, chunk in kept.passing(())}
+            average = sum(length for _, length in counts.values()) / max(len(counts), 1)
+            totals = dict.fromkeys(key for term in terms(words) if (key := folded(term)))
+            scores: defaultdict[tuple[str, int], float] = defaultdict(float)
+            for term in totals:
+                having = [(place, often[term], length) for place, (often, length) in counts.items() if term in often]
+                rarity = max(math.log((len(counts) - len(having) + 0.5) / (len(having) + 0.5)), 1e-6)
+                for place, times, length in having:
+                    scores[place] += rarity * times * (_K1 + 1) / (times + _K1 * (1 - _B + _B * length / average))
+            found = [
+                Match(name, chunk, scores[name, chunk.ordinal])
+                for name, chunk in kept.passing(where)
+                if (name, chunk.ordinal) in scores
+            ]
+        return _best(found, limit)
+
+    def chunks(self, collection: str, document: str) -> list[Chunk]:
+        """See VectorStore."""
+        with self._lock:
+            found = self._find(collection).documents.get(document)
+            return sorted(found.chunks, key=lambda chunk: chunk.ordinal) if found else []
+
+    def count(self, collection: str) -> int:
+        """See VectorStore."""
+        with self._lock:
+            return sum(len(document.chunks) for document in self._find(collection).documents.values())
+
+    def close(self) -> None:
+        """See VectorStore."""
+
+    def _find(self, collection: str) -> _Collection:
+        try:
+            return self._collections[collection]
+        except KeyError as error:
+            raise CollectionNotFound(f"there is no collection {collection!r}", name=collection) from error
+
+    def _counted(self, chunk: Chunk) -> tuple[dict[str, float], int]:
+        """How often each term occurs, weighted by where, and how many terms there are."""
+        often: dict[str, float] = {}
+        length = 0
+        for text, weight in zip((chunk.title, chunk.text), self._weights, strict=True):
+            for token in tokens(text):
+                often[token] = often.get(token, 0.0) + weight
+                length += 1
+        return often, length
+
+
+def _own(entry: Entry, dimensions: int) -> _Document:
+    """A checked copy that the caller cannot change."""
+    vectors = checked_vectors(entry.vectors, rows=len(entry.chunks), dimensions=dimensions).copy()
+    metadata = [json.loads(text) for text in metadata_json(entry.chunks)]
+    chunks = [replace(chunk, metadata=own) for chunk, own in zip(entry.chunks, metadata, strict=True)]
+    return _Document(chunks, vectors)
+
+
+def _best(matches: list[Match], limit: int) -> list[Match]:
+    return sorted(matches, key=lambda match: (-match.score, match.key))[: max(limit, 0)]

@@ -1,0 +1,436 @@
+"""What the SQLite store promises beyond the contract: one truth in four tables, on disk, beside writers."""
+
+# ruff: noqa: S608  # table names are the store's own
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import event
+
+from appliance.database import Database
+from appliance.errors import StoreFull, StoreUnavailable
+from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Where
+from appliance.store.memory import MemoryStore
+from appliance.store.mirror import Mirror, Stored
+from appliance.store.sqlite import SqliteStore
+
+WRITER = Path(__file__).with_name("endless_writer.py")
+
+
+def unit(rng: np.random.Generator, n: int, dimensions: int) -> Matrix:
+    rows = rng.normal(size=(n, dimensions)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def chunks(n: int, text: str = "some words", **metadata: object) -> list[Chunk]:
+    return [Chunk(i, f"{text} {i}", start=i, end=i + 5, tokens=2, title="title", metadata=metadata) for i in range(n)]
+
+
+def assert_whole(database: Database) -> None:
+    """Every chunk in all four places, and nothing else in any of them."""
+    with database.read() as connection:
+        run = connection.exec_driver_sql
+        assert run("PRAGMA integrity_check").scalar() == "ok"
+        every = set(run("SELECT id FROM chunk").scalars())
+        assert set(run("SELECT chunk_id FROM embedding").scalars()) == every
+        owned: set[int] = set()
+        for collection, number in run("SELECT id, chunks FROM store_collection").all():
+            own = set(run("SELECT id FROM chunk WHERE collection = ?", (collection,)).scalars())
+            assert len(own) == number
+            assert set(run(f"SELECT chunk_id FROM vec_bits_{collection}").scalars()) == own
+            assert set(run(f"SELECT id FROM chunk_fts_{collection}_docsize").scalars()) == own
+            owned |= own
+        assert owned == every
+        collections = run("SELECT id FROM store_collection").scalars().all()
+    with database.write() as connection:
+        for collection in collections:  # raises when the words and the texts do not agree
+            words = f"chunk_fts_{collection}"
+            connection.exec_driver_sql(f"INSERT INTO {words} ({words}, rank) VALUES ('integrity-check', 1)")
+
+
+def test_a_store_is_found_again_when_the_file_is_opened_again(tmp_path: Path, migrated: Path) -> None:
+    path = tmp_path / "again.db"
+    path.write_bytes(migrated.read_bytes())
+    rows = unit(np.random.default_rng(1), 3, 20)
+    first = Database(path)
+    SqliteStore(first).create("c", 20)
+    SqliteStore(first).put("c", "d", chunks(3), rows)
+    first.close()
+
+    second = Database(path)
+
+    try:
+        assert SqliteStore(second).nearest("c", rows[2], limit=1)[0].key == ("d", 2)
+        assert len(SqliteStore(second).matching("c", "words", limit=9)) == 3
+        assert_whole(second)
+    finally:
+        second.close()
+
+
+def test_stems_are_found(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 2)
+    store.put("c", "d", [Chunk(0, "she was running experiments", 0, 9, 4)], np.eye(1, 2, dtype=np.float32))
+
+    assert [match.document for match in store.matching("c", "runs experiment", limit=9)] == ["d"]
+
+
+def test_title_and_text_weigh_what_they_were_told(database: Database) -> None:
+    SqliteStore(database).create("c", 2)
+    vector = np.eye(1, 2, dtype=np.float32)
+    SqliteStore(database).put("c", "title", [Chunk(0, "pear", 0, 4, 1, title="apple")], vector)
+    SqliteStore(database).put("c", "text", [Chunk(0, "apple", 0, 5, 1, title="pear")], vector)
+
+    by_title = SqliteStore(database, title_weight=3).matching("c", "apple", limit=1)
+    by_text = SqliteStore(database, text_weight=3).matching("c", "apple", limit=1)
+
+    assert (by_title[0].document, by_text[0].document) == ("title", "text")
+
+
+def test_text_with_nul_characters_is_found_and_leaves_without_a_trace(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 2)
+    vector = np.eye(1, 2, dtype=np.float32)
+    store.put("c", "d", [Chunk(0, "before\0behind", 0, 13, 2, title="a\0b")], vector)
+
+    assert [match.document for match in store.matching("c", "behind", limit=1)] == ["d"]
+    assert_whole(database)
+    store.remove("c", "d")
+    assert_whole(database)
+
+
+def test_the_words_of_one_collection_can_be_made_again_from_its_texts(database: Database) -> None:
+    store = SqliteStore(database)
+    for name in ("one", "two"):
+        store.create(name, 2)
+        store.put(name, f"in {name}", [Chunk(0, f"apple {name}", 0, 5, 1)], np.eye(1, 2, dtype=np.float32))
+    assert_whole(database)
+
+    with database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO chunk_fts_1 (chunk_fts_1) VALUES ('delete-all')")
+        connection.exec_driver_sql("INSERT INTO chunk_fts_1 (chunk_fts_1) VALUES ('rebuild')")
+
+    assert [match.document for match in store.matching("one", "apple", limit=9)] == ["in one"]
+    assert_whole(database)
+
+
+def test_dropping_leaves_nothing(database: Database) -> None:
+    store = SqliteStore(database)
+    with database.read() as connection:
+        before = set(connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars())
+    store.create("c", 4)
+    store.put("c", "d", chunks(3), unit(np.random.default_rng(1), 3, 4))
+
+    store.drop("c")
+
+    with database.read() as connection:
+        assert set(connection.exec_driver_sql("SELECT name FROM sqlite_master").scalars()) == before
+        for table in ("chunk", "embedding", "store_collection"):
+            assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
+
+
+# Congruence with the reference
+
+NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
+FIELDS = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, 2.0, "x", "1", True, False, None]))
+CONDITIONS = st.one_of(
+    st.builds(
+        Condition,
+        st.sampled_from(["k", "l"]),
+        st.sampled_from(["=", "!=", "<", "<=", ">", ">="]),
+        st.one_of(st.integers(-3, 3), st.sampled_from([0.5, "x", "1", True])),
+    ),
+    st.builds(Condition, st.just("k"), st.just("in"), st.lists(st.sampled_from([1, 2, "x", True])).map(tuple)),
+)
+CHANGES = st.one_of(
+    st.tuples(
+        st.just("put"), NAMES, st.integers(0, 4), st.dictionaries(st.sampled_from(["k", "l"]), FIELDS, max_size=2)
+    ),
+    st.tuples(st.just("remove"), NAMES, st.none(), st.none()),
+    st.tuples(st.just("ask"), st.integers(1, 12), st.lists(CONDITIONS, max_size=2), st.none()),
+)
+NUMBER = count()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(CHANGES, max_size=14), st.integers(0, 2**32 - 1), st.booleans())
+def test_nearest_is_what_the_reference_says(database: Database, changes: list[tuple], seed: int, signs: bool) -> None:  # type: ignore[type-arg]  # noqa: FBT001  # drawn
+    rng = np.random.default_rng(seed)
+    corners = np.concatenate([np.eye(5, dtype=np.float32), unit(rng, 5, 5)])  # few, so that ties are common
+    reference, store = MemoryStore(), SqliteStore(database, exact_below=0 if signs else 100)
+    name = f"c{next(NUMBER)}"
+    reference.create(name, 5)
+    store.create(name, 5)
+
+    for what, subject, detail, metadata in [*changes, ("ask", 12, (), None)]:
+        if what == "put":
+            rows = corners[rng.integers(0, len(corners), detail)]
+            made = chunks(detail, **metadata)
+            reference.put(name, subject, made, rows)
+            store.put(name, subject, made, rows)
+        elif what == "remove":
+            assert store.remove(name, subject) == reference.remove(name, subject)
+        else:
+            query = corners[rng.integers(0, len(corners))]
+            expected = reference.nearest(name, query, limit=subject, where=detail)
+            assert store.nearest(name, query, limit=subject, where=detail) == expected
+            words = {match.key for match in reference.matching(name, "words", limit=99, where=detail)}
+            assert {match.key for match in store.matching(name, "words", limit=99, where=detail)} == words
+    assert store.count(name) == reference.count(name)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=60))
+def test_any_text_is_a_valid_query(words_store: SqliteStore, words: str) -> None:
+    if words.encode("utf-8", "replace").decode() == words:  # lone surrogates are refused before they come here
+        for match in words_store.matching("c", words, limit=9):
+            assert match.score > 0
+
+
+@pytest.fixture
+def words_store(database: Database) -> SqliteStore:
+    store = SqliteStore(database)
+    store.create("c", 2)
+    store.put("c", "d", [Chunk(0, "a 1 é ß я 中文 and 0", 0, 9, 4)], np.eye(1, 2, dtype=np.float32))
+    return store
+
+
+def test_signs_find_nearly_what_an_exact_search_finds(database: Database) -> None:
+    rng = np.random.default_rng(5)
+    centres = unit(rng, 40, 64)
+    exact, signs = SqliteStore(database), SqliteStore(database, exact_below=0)
+    exact.create("c", 64)
+    spread = centres[rng.integers(0, 40, 3000)] + 0.1 * rng.normal(size=(3000, 64))
+    rows = np.asarray(spread / np.linalg.norm(spread, axis=1, keepdims=True), np.float32)
+    exact.put_many("c", [Entry(f"d{n}", chunks(100, half=n % 2), rows[n * 100 : n * 100 + 100]) for n in range(30)])
+    conditions: list[Where] = [(), [Condition("half", "=", 1)]]
+
+    for where in conditions:
+        found = total = 0
+        for query in rows[::100]:
+            truth = exact.nearest("c", query, limit=10, where=where)
+            answer = signs.nearest("c", query, limit=10, where=where)
+            found += len({match.key for match in truth} & {match.key for match in answer})
+            total += 10
+            assert answer[0] == truth[0]
+
+        assert found / total > 0.95
+
+
+# The mirror
+
+
+def test_only_new_rows_are_read_after_documents_were_added(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 8)
+    rng = np.random.default_rng(1)
+    rows = unit(rng, 200, 8)
+    read: list[int] = []
+
+    def note(_c: object, _k: object, statement: str, parameters: tuple[int, ...], *_: object) -> None:
+        if "JOIN embedding" in statement:
+            read.append(parameters[1])
+
+    event.listen(database._readers, "before_cursor_execute", note)
+    for n in range(4):
+        store.put("c", f"d{n}", chunks(50), rows[n * 50 : n * 50 + 50])
+        store.nearest("c", rows[0], limit=1)
+        store.nearest("c", rows[1], limit=1)
+    store.remove("c", "d1")
+    left = store.nearest("c", rows[60], limit=200)
+
+    assert read == [0, 50, 100, 150, 200]
+    assert len(left) == 150
+    assert "d1" not in {match.document for match in left}
+
+
+def test_the_mirror_lets_go_of_what_was_not_used_for_longest(database: Database) -> None:
+    store = SqliteStore(database)
+    mirror = Mirror(budget=3 * 100 * 8 * 4)
+    rng = np.random.default_rng(1)
+    stored: list[Stored] = []
+    for n in range(4):
+        store.create(f"c{n}", 8)
+        store.put(f"c{n}", "d", chunks(100), unit(rng, 100, 8))
+    with database.read() as connection:
+        run = connection.exec_driver_sql
+        stored = [Stored(*r) for r in run("SELECT id, dimensions, chunks, added, removed FROM store_collection")]
+        for one in (0, 1, 2, 0, 3):
+            mirror.rows(connection, stored[one])
+
+    assert set(mirror._held) == {stored[0].id, stored[2].id, stored[3].id}
+    assert not mirror.fits(Stored(9, 8, 301, 0, 0))
+
+
+def test_a_transaction_that_began_earlier_sees_what_it_began_with(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 8)
+    rows = unit(np.random.default_rng(1), 4, 8)
+    store.put("c", "old", chunks(2), rows[:2])
+    mirror = Mirror(budget=1000)
+    with database.read() as connection:
+        ask = "SELECT id, dimensions, chunks, added, removed FROM store_collection"
+        before = Stored(*connection.exec_driver_sql(ask).one())
+        store.put("c", "new", chunks(2), rows[2:])
+        with database.read() as later:
+            mirror.rows(later, Stored(*later.exec_driver_sql(ask).one()))
+
+        ids, held = mirror.rows(connection, before)
+
+    assert len(ids) == len(held) == 2
+    np.testing.assert_array_equal(held, rows[:2])
+
+
+# Beside each other
+
+
+def torn(matches: list[Match]) -> list[str]:
+    """Documents of five chunks that were seen in part, or in two versions."""
+    versions: dict[str, list[object]] = {}
+    for match in matches:
+        versions.setdefault(match.document, []).append(match.chunk.metadata["version"])
+    return [document for document, seen in versions.items() if seen != seen[:1] * 5]
+
+
+def test_readers_see_documents_whole_while_writers_change_them(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 8)
+    done = threading.Event()
+
+    def write(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for n in range(25):
+            store.put("c", f"w{seed}-{n % 4}", chunks(5, version=n), unit(rng, 5, 8))
+            if n % 5 == 4:
+                store.remove("c", f"w{seed}-{n % 4}")
+
+    def read(seed: int) -> list[str]:
+        rng = np.random.default_rng(seed)
+        found: list[str] = []
+        while not done.is_set():
+            found += torn(store.nearest("c", unit(rng, 1, 8)[0], limit=1000))
+            found += torn(store.matching("c", "words", limit=1000))
+        return found
+
+    with ThreadPoolExecutor(6) as threads:
+        readers = [threads.submit(read, seed) for seed in range(3)]
+        writers = [threads.submit(write, seed) for seed in range(3)]
+        wait(writers)
+        done.set()
+
+    assert [writer.result() for writer in writers] == [None] * 3
+    assert [reader.result() for reader in readers] == [[], [], []]
+    assert_whole(database)
+
+
+def test_a_full_disk_is_said_and_changes_nothing(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 8)
+    rows = unit(np.random.default_rng(1), 2000, 8)
+    store.put("c", "kept", chunks(1), rows[:1])
+    with database.write() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+
+    with pytest.raises(StoreFull):
+        store.put("c", "big", chunks(2000, text="filler " * 30), rows)
+
+    assert [match.document for match in store.nearest("c", rows[0], limit=9)] == ["kept"]
+    with database.write() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 4294967294")
+    store.put("c", "big", chunks(2000), rows)
+    assert store.count("c") == 2001
+    assert_whole(database)
+
+
+def test_a_closed_database_is_said(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 8)
+    database.close()
+
+    with pytest.raises(StoreUnavailable):
+        store.count("c")
+    with pytest.raises(StoreUnavailable):
+        store.drop("c")
+
+
+def test_killed_again_and_again_the_store_stays_whole_and_keeps_what_it_acknowledged(
+    tmp_path: Path, migrated: Path
+) -> None:
+    path = tmp_path / "appliance.db"
+    path.write_bytes(migrated.read_bytes())
+    acknowledged: dict[str, int] = {}
+    rng = random.Random(7)  # noqa: S311  # moments, not secrets
+    for life in range(5):
+        program = [sys.executable, str(WRITER), str(path), str(life)]
+        paths = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=paths) as child:
+            assert child.stdout
+            assert child.stdout.readline() == "started\n"
+            timer = threading.Timer(rng.uniform(0.05, 0.4), child.send_signal, [signal.SIGKILL])
+            timer.start()
+            pending = ""
+            for line in child.stdout:
+                if line.endswith("\n"):
+                    said = json.loads(line)
+                    pending = said["next"]
+                    if said["document"]:
+                        acknowledged[said["document"]] = said["chunks"]
+            timer.join()
+        assert child.returncode == -signal.SIGKILL
+        acknowledged.pop(pending, None)  # what was under way may have happened or not
+
+        database = Database(path)
+        try:
+            assert_whole(database)
+            for document, number in acknowledged.items():
+                assert len(SqliteStore(database).chunks("c", document)) == number
+        finally:
+            database.close()
+    assert len(acknowledged) > 5
+
+
+# Plans
+
+
+def test_hot_queries_go_by_an_index(database: Database) -> None:
+    seen: dict[str, tuple[object, ...]] = {}
+
+    def note(_c: object, _k: object, statement: str, parameters: tuple[object, ...], _x: object, many: object) -> None:
+        if statement.lstrip().startswith(("SELECT", "DELETE", "UPDATE")):
+            seen[statement] = parameters[0] if many and isinstance(parameters[0], tuple) else parameters
+
+    for engine in (database._readers, database._writer):
+        event.listen(engine, "before_cursor_execute", note)
+    exact, signs = SqliteStore(database), SqliteStore(database, exact_below=0)
+    rows = unit(np.random.default_rng(1), 30, 8)
+    exact.create("c", 8)
+    exact.put("c", "d", chunks(30, k=1), rows)
+    exact.put("c", "d", chunks(30, k=1), rows)
+    for store in (exact, signs):
+        for where in ((), [Condition("k", "=", 1)]):
+            store.nearest("c", rows[0], limit=3, where=where)
+            store.matching("c", "words", limit=3, where=where)
+    exact.remove("c", "d")
+    exact.nearest("c", rows[0], limit=3)
+
+    assert len(seen) > 12
+    with database.read() as connection:
+        for statement, parameters in seen.items():
+            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            for step in plan:
+                text = str(step[-1])
+                scans = text.startswith("SCAN") and "VIRTUAL TABLE" not in text and "sqlite_sequence" not in text
+                assert not scans, (statement, text)
