@@ -1,0 +1,1 @@
+"""Text to vectors: cards, engines, batching, and the embedder that joins them."""

@@ -1,0 +1,287 @@
+"""Many callers, one device: what waits is run in batches of equal length, without a timer."""
+
+import asyncio
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from appliance.errors import EngineFailed, EngineUnavailable, Overloaded
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SLACK = 32
+"""Padded tokens that may always be wasted in a batch: a call of its own costs more."""
+
+
+class _Ticket(Generic[R]):
+    """One `submit` under way. Touched only under the batcher's lock, but for the future, which belongs to its loop."""
+
+    __slots__ = ("error", "future", "left", "loop", "over", "results")
+
+    def __init__(self, future: asyncio.Future[list[R]], count: int) -> None:
+        self.future = future
+        self.loop = future.get_loop()
+        self.results: list[R | None] = [None] * count
+        self.left = count
+        self.error: BaseException | None = None
+        self.over = False  # answered, failed or abandoned: what of it still waits is dropped
+
+    def resolve(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.results)  # type: ignore[arg-type]  # none is left empty
+
+
+class _Item(Generic[T, R]):
+    __slots__ = ("index", "size", "taken", "ticket", "value")
+
+    def __init__(self, value: T, size: int, ticket: _Ticket[R], index: int) -> None:
+        self.value = value
+        self.size = size
+        self.ticket = ticket
+        self.index = index
+        self.taken = False
+
+
+class _Line(Generic[T, R]):
+    """Items that wait, known by age and by size."""
+
+    def __init__(self) -> None:
+        self._by_age: deque[_Item[T, R]] = deque()
+        self._by_size: list[tuple[int, int, _Item[T, R]]] = []
+        self._next = 0
+        self.size = 0
+
+    def append(self, item: _Item[T, R]) -> None:
+        self._by_age.append(item)
+        insort(self._by_size, (item.size, self._next, item))
+        self._next += 1
+        self.size += item.size
+
+    def take(self, budget: int) -> list[_Item[T, R]]:
+        """The oldest item and its neighbours in size, as many as fit into `budget` padded; empty when none waits."""
+        while self._by_age and (self._by_age[0].taken or self._by_age[0].ticket.over):
+            item = self._by_age.popleft()
+            if not item.taken:
+                self._forget(item)
+        if not self._by_age:
+            return []
+        oldest = self._by_age.popleft()
+        low = self._position(oldest)
+        high = low + 1
+        total = longest = oldest.size
+        rows = self._by_size
+        while True:
+            below = rows[low - 1][0] if low else None
+            above = rows[high][0] if high < len(rows) else None
+            count = high - low + 1
+            options = []
+            if below is not None and _fits(longest, total + below, count, budget):
+                options.append((longest - below, -1))
+            if above is not None and _fits(above, total + above, count, budget):
+                options.append(((above - longest) * (count - 1), 1))
+            if not options:
+                break
+            if min(options)[1] < 0:
+                low -= 1
+                total += rows[low][0]
+            else:
+                longest = rows[high][0]
+                total += longest
+                high += 1
+        batch = [row[2] for row in rows[low:high]]
+        del rows[low:high]
+        self.size -= total
+        for item in batch:
+            item.taken = True
+        return [item for item in batch if not item.ticket.over]
+
+    def _position(self, item: _Item[T, R]) -> int:
+        place = bisect_left(self._by_size, (item.size, -1))
+        while self._by_size[place][2] is not item:
+            place += 1
+        return place
+
+    def _forget(self, item: _Item[T, R]) -> None:
+        del self._by_size[self._position(item)]
+        self.size -= item.size
+
+    def clear(self) -> list[_Item[T, R]]:
+        items = [row[2] for row in self._by_size]
+        self._by_size.clear()
+        self._by_age.clear()
+        self.size = 0
+        return items
+
+
+def _fits(longest: int, total: int, count: int, budget: int) -> bool:
+    padded = longest * count
+    return padded <= budget and padded - total <= max(total // 4, _SLACK)
+
+
+class Batcher(Generic[T, R]):
+    """Runs what many callers submit on `lanes` threads of its own.
+
+    No window: a lone item runs at once; batches form while the lanes are busy. The oldest item leads a batch, its
+    neighbours in size fill it up to the budget, and a lane never takes more than its share while others are idle.
+    Interactive items go before background ones. Items whose caller has gone are dropped unrun. A batch that fails is
+    run again one by one, so that a caller pays only for its own input.
+
+    Args:
+        run: blocking; results in the order of its arguments. Called from at most `lanes` threads at once.
+        size: what an item costs, in tokens; a batch costs its largest item times its length.
+        budget: cost of a full batch. A larger item runs alone.
+        max_waiting: interactive submissions that may wait at once; one more raises Overloaded.
+        observe: told the items and seconds of every call of `run`; from the lanes' threads.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[T]], Sequence[R]],
+        *,
+        size: Callable[[T], int],
+        budget: int,
+        lanes: int = 1,
+        max_waiting: int = 512,
+        observe: Callable[[int, float], None] | None = None,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._budget = budget
+        self._max_waiting = max_waiting
+        self._observe = observe
+        self._lines: tuple[_Line[T, R], _Line[T, R]] = (_Line(), _Line())
+        self._wake = threading.Condition()
+        self._waiting = 0
+        self._idle = 0
+        self._closed = False
+        self._lanes = [threading.Thread(target=self._work, name=f"lane-{n}", daemon=True) for n in range(lanes)]
+        for lane in self._lanes:
+            lane.start()
+
+    @property
+    def waiting(self) -> int:
+        """Interactive submissions that wait or run."""
+        return self._waiting
+
+    async def submit(self, items: Sequence[T], *, background: bool = False) -> list[R]:
+        """The results of `items`, in order.
+
+        Raises:
+            Overloaded: too many submissions wait. Background ones are never refused: their caller bounds itself.
+            EngineUnavailable: the batcher is closed.
+            Exception: what `run` raised for one of these items run alone.
+        """
+        if not items:
+            return []
+        future: asyncio.Future[list[R]] = asyncio.get_running_loop().create_future()
+        ticket: _Ticket[R] = _Ticket(future, len(items))
+        sized = [_Item(value, self._size(value), ticket, index) for index, value in enumerate(items)]
+        with self._wake:
+            if self._closed:
+                raise EngineUnavailable("the model was unloaded; ask again")
+            if not background:
+                if self._waiting >= self._max_waiting:
+                    raise Overloaded("server busy, please try again.  maximum pending requests exceeded")
+                self._waiting += 1
+            line = self._lines[background]
+            for item in sized:
+                line.append(item)
+            self._wake.notify(len(sized))
+        try:
+            return await future
+        finally:
+            with self._wake:
+                ticket.over = True
+                if not background:
+                    self._waiting -= 1
+
+    def close(self) -> None:
+        """Let the running batches end, fail what waits, end the threads. Blocking; safe to call twice."""
+        with self._wake:
+            self._closed = True
+            left = [item.ticket for line in self._lines for item in line.clear()]
+            for ticket in left:
+                ticket.error = EngineUnavailable("the model was unloaded; ask again")
+                ticket.over = True
+            self._wake.notify_all()
+        _answer(left)
+        for lane in self._lanes:
+            lane.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._idle += 1
+                while not (batch := self._take()):
+                    if self._closed:
+                        return
+                    self._wake.wait()
+                self._idle -= 1
+            self._serve(batch)
+
+    def _take(self) -> list[_Item[T, R]]:
+        for line in self._lines:
+            if line.size:
+                budget = self._budget
+                if self._idle > 1:  # leave the others their share
+                    budget = min(budget, -(-line.size // self._idle))
+                while line.size:
+                    if batch := line.take(budget):
+                        return batch
+        return []
+
+    def _serve(self, batch: list[_Item[T, R]]) -> None:
+        try:
+            results = self._timed([item.value for item in batch])
+        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to the caller
+            if len(batch) > 1:
+                for item in batch:
+                    if not item.ticket.over:
+                        self._serve([item])
+                return
+            self._fail(batch[0].ticket, error)
+        else:
+            self._settle(batch, results)
+
+    def _timed(self, values: list[T]) -> Sequence[R]:
+        start = perf_counter()
+        results = self._run(values)
+        if self._observe is not None:
+            self._observe(len(values), perf_counter() - start)
+        if len(results) != len(values):
+            raise EngineFailed(f"the engine answered {len(results)} results for {len(values)} inputs")
+        return results
+
+    def _settle(self, batch: list[_Item[T, R]], results: Sequence[R]) -> None:
+        done = []
+        with self._wake:
+            for item, result in zip(batch, results, strict=True):
+                ticket = item.ticket
+                ticket.results[item.index] = result
+                ticket.left -= 1
+                if not ticket.left:
+                    done.append(ticket)
+        _answer(done)
+
+    def _fail(self, ticket: _Ticket[R], error: BaseException) -> None:
+        with self._wake:
+            if ticket.over:
+                return
+            ticket.error = error
+            ticket.over = True
+        _answer([ticket])
+
+
+def _answer(tickets: Sequence[_Ticket[R]]) -> None:
+    for ticket in tickets:
+        with suppress(RuntimeError):  # the caller's loop is closed: nobody waits
+            ticket.loop.call_soon_threadsafe(ticket.resolve)

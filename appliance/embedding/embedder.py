@@ -1,0 +1,155 @@
+"""One model, ready to serve: prefix, tokenise, batch, normalise, shorten."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+
+from appliance.embedding.batcher import Batcher
+from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Vector
+from appliance.embedding.pooling import normalized, shortened
+from appliance.embedding.spec import Kind, ModelSpec
+from appliance.errors import DimensionsNotSupported, EngineFailed
+
+_SLICE = 1024
+"""Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Vectors of the inputs, in their order.
+
+    Attributes:
+        model: name of the card that answered.
+        vectors: float32 (inputs, dimensions), rows of length 1.
+        tokens: tokens of each input, special tokens included.
+        truncated: whether the end of the input was cut off.
+    """
+
+    model: str
+    vectors: Matrix
+    tokens: tuple[int, ...]
+    truncated: tuple[bool, ...]
+
+
+class Embedder:
+    """Serves one model to many callers. Owns its engine: `close` ends both.
+
+    Args:
+        spec: the card.
+        engine: open, and not shared.
+        max_waiting: requests that may wait for the engine before one is refused.
+        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
+        on_embed: told every answer; on the event loop.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        engine: EmbeddingEngine,
+        *,
+        max_waiting: int = 512,
+        on_batch: Callable[[int, float], None] | None = None,
+        on_embed: Callable[[Embeddings], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self._engine = engine
+        self._on_embed = on_embed
+        self._batcher: Batcher[Prompt, Vector] = Batcher(
+            lambda prompts: list(engine.run(prompts)),
+            size=lambda prompt: prompt.tokens,
+            budget=engine.batch_tokens,
+            lanes=engine.lanes,
+            max_waiting=max_waiting,
+            observe=on_batch,
+        )
+        self._busy = 0
+        self.last_used = monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call of `embed` is under way."""
+        return self._busy > 0
+
+    @property
+    def waiting(self) -> int:
+        """Interactive requests that wait for the engine or run."""
+        return self._batcher.waiting
+
+    async def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        kind: Kind = "document",
+        dimensions: int | None = None,
+        truncate: bool = True,
+        max_tokens: int | None = None,
+        background: bool = False,
+    ) -> Embeddings:
+        """Embed texts, or token ids of the model's own vocabulary.
+
+        Args:
+            inputs: any number; none gives none.
+            kind: chooses the prefix of the card; token ids get none.
+            dimensions: shorten to this many; None for the model's own.
+            truncate: cut a longer input, or refuse it.
+            max_tokens: a tighter limit than the model's own, special tokens included.
+            background: run after whatever interactive callers wait for.
+
+        Raises:
+            DimensionsNotSupported: fewer than the card allows, or more than the model has.
+            InputTooLong: with `truncate=False`.
+            InvalidInput: a token id the model does not have, or no room for any text in `max_tokens`.
+            Overloaded: too many requests wait.
+            EngineFailed: no usable vector came out.
+        """
+        native = self.spec.dimensions
+        wanted = native if dimensions is None else dimensions
+        if not self.spec.min_dimensions <= wanted <= native:
+            raise DimensionsNotSupported(
+                f"This model does not support specifying dimensions other than {self.spec.min_dimensions} to {native}.",
+                param="dimensions",
+            )
+        prefix: str = getattr(self.spec.prefixes, kind)
+        vectors = np.empty((len(inputs), wanted), dtype=np.float32)
+        tokens: list[int] = []
+        truncated: list[bool] = []
+        self._busy += 1
+        try:
+            for start in range(0, len(inputs), _SLICE):
+                part = [prefix + each if isinstance(each, str) else each for each in inputs[start : start + _SLICE]]
+                prompts = await asyncio.to_thread(self._engine.prepare, part, truncate=truncate, max_tokens=max_tokens)
+                rows = await self._batcher.submit(prompts, background=background)
+                vectors[start : start + _SLICE] = shortened(_unit(np.stack(rows)), wanted)
+                tokens.extend(prompt.tokens for prompt in prompts)
+                truncated.extend(prompt.truncated for prompt in prompts)
+        finally:
+            self._busy -= 1
+            self.last_used = monotonic()
+        result = Embeddings(self.spec.name, vectors, tuple(tokens), tuple(truncated))
+        if self._on_embed is not None:
+            self._on_embed(result)
+        return result
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """The character range of each token of `text`, in order. Blocking; any thread."""
+        return self._engine.spans(text)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of one input, special tokens included."""
+        return self.spec.max_tokens
+
+    def close(self) -> None:
+        """Fail what waits and close the engine. Blocking; safe to call twice."""
+        self._batcher.close()
+        self._engine.close()
+
+
+def _unit(vectors: Matrix) -> Matrix:
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not bool(np.all(np.isfinite(lengths) & (lengths > 1e-6))):  # noqa: PLR2004  # far below any real vector
+        raise EngineFailed("the engine answered with a vector that has no direction (zero, NaN or infinity)")
+    return normalized(vectors)

@@ -1,0 +1,212 @@
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime  # type: ignore[import-untyped]  # ships no types
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from appliance.embedding.engines.bert import bert_graph, build, read_config, read_weights
+from appliance.errors import EngineUnavailable
+
+Array = npt.NDArray[Any]
+
+IDS = np.array([[2, 9, 30, 44, 17, 3], [2, 55, 8, 3, 0, 0]])
+MASK = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: 0.5 * x * np.array([1 + math.erf(value / math.sqrt(2)) for value in x.flat]).reshape(x.shape),
+    "gelu_new": lambda x: x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def reference(config: Any, weights: Mapping[str, Array], ids: Array, *, first_position: int = 0) -> Array:
+    """A plain BERT over one text without padding, in float64; (tokens, hidden)."""
+    w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
+    heads = config["num_attention_heads"]
+
+    def dense(x: Array, name: str) -> Array:
+        product: Array = x @ w[f"{name}.weight"].T
+        product += w[f"{name}.bias"]
+        return product
+
+    def norm(x: Array, name: str) -> Array:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + config["layer_norm_eps"])
+        result: Array = scaled * w[f"{name}.LayerNorm.weight"] + w[f"{name}.LayerNorm.bias"]
+        return result
+
+    def split(x: Array) -> Array:
+        return x.reshape(len(x), heads, -1).transpose(1, 0, 2)
+
+    positions = np.arange(len(ids)) + first_position
+    x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][positions]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings")
+    for layer in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}"
+        query, key, value = (split(dense(x, f"{at}.attention.self.{part}")) for part in ("query", "key", "value"))
+        scores = query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1])
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        context = (shares / shares.sum(axis=-1, keepdims=True) @ value).transpose(1, 0, 2).reshape(x.shape)
+        x = norm(x + dense(context, f"{at}.attention.output.dense"), f"{at}.attention.output")
+        inner = ACTIVATIONS[config["hidden_act"]](dense(x, f"{at}.intermediate.dense"))
+        x = norm(x + dense(inner, f"{at}.output.dense"), f"{at}.output")
+    return x
+
+
+def cosines(ours: Array, theirs: Array) -> Array:
+    """Of each row of one with the same row of the other."""
+    dots: Array = (ours * theirs).sum(axis=-1)
+    lengths: Array = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    result: Array = dots / lengths
+    return result
+
+
+def hidden_states(tiny: Any, *, precision: Any = "fp32") -> Array:
+    """What the built graph gives for IDS and MASK."""
+    config = read_config(tiny.paths["config.json"])
+    weights = read_weights(tiny.paths["model.safetensors"], config)
+    model = bert_graph(config, weights, precision=precision).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (states,) = session.run(["last_hidden_state"], {"input_ids": IDS, "attention_mask": MASK})
+    result: Array = states
+    return result
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.99999), ("int8", 0.99)], ids=["fp32", "int8"])
+@pytest.mark.parametrize(
+    ("changes", "first_position"),
+    [
+        ({}, 0),
+        ({"hidden_act": "gelu_new"}, 0),
+        ({"hidden_act": "relu", "num_hidden_layers": 3, "num_attention_heads": 8}, 0),
+        ({"model_type": "xlm-roberta", "pad_token_id": 1, "type_vocab_size": 1}, 2),
+    ],
+    ids=["bert", "gelu_new", "relu", "xlm-roberta"],
+)
+def test_the_graph_gives_what_the_reference_gives(
+    tiny: Any, changes: dict[str, Any], first_position: int, precision: str, least: float
+) -> None:
+    from_scratch = {"layer_norm_eps": 1e-5, "hidden_act": "gelu", "num_attention_heads": 4, "num_hidden_layers": 2}
+    tiny.change(**from_scratch | changes)
+    weights = load_file(tiny.paths["model.safetensors"])
+
+    states = hidden_states(tiny, precision=precision)
+
+    for row, length in enumerate(MASK.sum(axis=1)):
+        expected = reference(from_scratch | changes, weights, IDS[row, :length], first_position=first_position)
+        assert cosines(states[row, :length], expected).min() >= least
+        if precision == "fp32":
+            assert np.allclose(states[row, :length], expected, atol=2e-5)
+
+
+def test_a_prefix_on_all_names_and_half_precision_are_understood(tiny: Any) -> None:
+    plain = hidden_states(tiny)
+    weights = load_file(tiny.paths["model.safetensors"])
+    save_file(
+        {f"bert.{name}": value.astype(np.float16) for name, value in weights.items()}, tiny.paths["model.safetensors"]
+    )
+
+    states = hidden_states(tiny)
+
+    assert cosines(states[0], plain[0]).min() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model_type", "distilbert"),
+        ("position_embedding_type", "relative_key"),
+        ("hidden_act", "silu"),
+        ("is_decoder", True),
+        ("hidden_size", -1),
+        ("num_hidden_layers", "many"),
+    ],
+)
+def test_an_architecture_that_is_not_supported_is_refused_by_name(tiny: Any, field: str, value: object) -> None:
+    path = tiny.paths["config.json"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+
+    with pytest.raises(EngineUnavailable, match=field):
+        read_config(path)
+
+
+def test_heads_that_do_not_share_out_the_width_are_refused(tiny: Any) -> None:
+    tiny.change(num_attention_heads=5)
+
+    with pytest.raises(EngineUnavailable, match="num_attention_heads does not divide hidden_size"):
+        read_config(tiny.paths["config.json"])
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff"])
+def test_a_config_that_is_no_json_object_is_refused(tiny: Any, content: bytes) -> None:
+    tiny.paths["config.json"].write_bytes(content)
+
+    with pytest.raises(EngineUnavailable, match=r"config\.json"):
+        read_config(tiny.paths["config.json"])
+
+
+def damaged(tiny: Any, change: Callable[[dict[str, Array]], object]) -> None:
+    weights = load_file(tiny.paths["model.safetensors"])
+    change(weights)
+    save_file(weights, tiny.paths["model.safetensors"])
+
+
+NAME = "encoder.layer.1.output.dense.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(NAME), NAME),
+        (
+            lambda weights: weights.update({NAME: weights[NAME][:, :5].copy()}),
+            r"output\.dense\.weight is F32 \(32, 5\)",
+        ),
+        (lambda weights: weights.update({NAME: weights[NAME].astype(np.int8)}), r"output\.dense\.weight is I8"),
+        (lambda weights: weights[NAME].fill(np.nan), r"output\.dense\.weight holds NaN or infinity"),
+        (lambda weights: weights.pop("embeddings.word_embeddings.weight"), "word_embeddings"),
+    ],
+    ids=["missing", "shape", "type", "nan", "no table"],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(tiny: Any, change: Any, message: str) -> None:
+    damaged(tiny, change)
+
+    with pytest.raises(EngineUnavailable, match=message):
+        read_weights(tiny.paths["model.safetensors"], read_config(tiny.paths["config.json"]))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 500, -10])
+def test_a_cut_off_file_is_refused(tiny: Any, keep: int) -> None:
+    path = tiny.paths["model.safetensors"]
+    path.write_bytes(path.read_bytes()[:keep])
+
+    with pytest.raises(EngineUnavailable, match=r"model\.safetensors"):
+        read_weights(path, read_config(tiny.paths["config.json"]))
+
+
+def test_what_an_interrupted_build_left_is_written_over(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "graph.part").write_bytes(b"half a graph" * 100_000)
+
+    build(tiny.paths["config.json"], tiny.paths["model.safetensors"], tmp_path / "graph.onnx", precision="fp32")
+
+    onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
+    assert not (tmp_path / "graph.part").exists()
+
+
+def test_builders_at_once_leave_one_whole_graph(tiny: Any, tmp_path: Path) -> None:
+    files = [tiny.paths["config.json"], tiny.paths["model.safetensors"], tmp_path / "graph.onnx"]
+    command = [sys.executable, "-m", "appliance.embedding.engines.bert", *map(str, files), "int8"]
+
+    builders = [subprocess.Popen(command) for _ in range(3)]
+
+    assert [builder.wait(60) for builder in builders] == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["graph.onnx"]
+    onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
