@@ -1,0 +1,302 @@
+import re
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.ingest.chunk import WINDOW, Passage, chunked, embedded, room
+
+_PIECE = re.compile(r"[a-zA-Z0-9]{1,4}|\S")
+
+
+def spans(text: str) -> list[tuple[int, int]]:
+    """Tokens like those of a model: up to four letters, or one other sign."""
+    return [found.span() for found in _PIECE.finditer(text)]
+
+
+def texts(passages: list[Passage]) -> list[str]:
+    return [passage.text for passage in passages]
+
+
+def markdown(text: str, *, size: int, overlap: int = 0, title: str = "") -> list[Passage]:
+    return chunked(text, spans=spans, size=size, overlap=overlap, media_type="text/markdown", title=title)
+
+
+def plain(text: str, *, size: int, overlap: int = 0) -> list[Passage]:
+    return chunked(text, spans=spans, size=size, overlap=overlap, media_type="text/plain")
+
+
+def check(text: str, passages: list[Passage], *, size: int, overlap: int) -> None:
+    covered = 0
+    for place, passage in enumerate(passages):
+        assert passage.text == text[passage.start : passage.end]
+        assert passage.text.strip()
+        assert passage.tokens == len(spans(passage.text))
+        assert passage.tokens <= size
+        assert not text[covered : passage.start].strip(), "nothing is left out"
+        if place:
+            assert passages[place - 1].start < passage.start
+            assert passages[place - 1].end < passage.end
+            repeated = text[passage.start : max(passage.start, passages[place - 1].end)]
+            assert len(spans(repeated)) <= overlap
+        covered = passage.end
+    assert not text[covered:].strip()
+
+
+_parts = st.sampled_from(
+    [
+        "a word", " ", "\n", "\n\n", "\n\n\n", "# Title\n", "\n## Part one\n\n", "\nUnder\n---\n", "```\n", "\n```\n",
+        "    code(x)\n", "\n| a | b |\n", "- item\n", "1. one\n", "A sentence. ", "Dr. Who? ", "e.g. this. ", "Ab! ",
+        "文書を探す。", "日本語の文章", "किताब। ", "verylongwordwithoutanyspaces" * 8,
+        "\U0001f469\u200d\U0001f467\u200d\U0001f466", "e\u0301" * 9, "\t", "\x1c", "\u2028",
+    ]
+)  # fmt: skip
+
+
+@given(
+    text=st.one_of(st.lists(_parts, max_size=60).map("".join), st.text(max_size=400)).map(
+        lambda text: text.replace("\r", "")
+    ),
+    size=st.integers(8, 60),
+    overlap=st.integers(0, 20),
+    media_type=st.sampled_from(["text/plain", "text/markdown", "text/html"]),
+)
+@settings(max_examples=250, deadline=None)
+def test_every_visible_character_is_in_a_passage_that_fits(text: str, size: int, overlap: int, media_type: str) -> None:
+    passages = chunked(text, spans=spans, size=size, overlap=overlap, media_type=media_type)
+
+    check(text, passages, size=size, overlap=overlap)
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\n \t\n"])
+def test_a_text_without_words_has_no_passages(text: str) -> None:
+    assert plain(text, size=50) == []
+
+
+def test_a_text_that_fits_is_one_passage() -> None:
+    text = "\n# One\n\nShort.\n\n# Two\n\nShort too.\n"
+
+    passages = markdown(text, size=50)
+
+    assert texts(passages) == ["# One\n\nShort.\n\n# Two\n\nShort too."]
+    assert passages[0].header == ""
+
+
+def test_a_passage_ends_before_a_heading_rather_than_later_in_a_paragraph() -> None:
+    text = "# One\n\n" + "word " * 20 + "\n\n# Two\n\n" + "term " * 25
+
+    passages = markdown(text, size=40)
+
+    assert [passage.text.split()[1] for passage in passages] == ["One", "Two"]
+
+
+def test_a_heading_stays_with_what_follows_it() -> None:
+    text = "word " * 26 + "\n\n# A question? Or two.\n\n## Under it\n\n" + "term " * 20
+
+    passages = markdown(text, size=30)
+
+    assert all(not passage.text.endswith(("two.", "Under it")) for passage in passages)
+    assert passages[1].text.startswith("# A question? Or two.\n\n## Under it\n\nterm")
+
+
+def test_passages_end_with_paragraphs_then_with_sentences_then_with_words() -> None:
+    paragraphs = plain("Aa bb cc dd. Ee ff gg hh.\n\nIi jj kk ll mm. Nn oo pp qq rr ss tt.", size=16)
+    sentences = plain("Aa bb cc dd ee ff. Gg hh ii jj kk ll mm nn oo pp.", size=16)
+    words = plain("aa bb cc dd ee ff gg hh ii jj kk ll mm nn", size=8)
+
+    assert paragraphs[0].text.endswith("hh.")
+    assert texts(sentences) == ["Aa bb cc dd ee ff.", "Gg hh ii jj kk ll mm nn oo pp."]
+    assert texts(words) == ["aa bb cc dd ee ff gg hh", "ii jj kk ll mm nn"]
+
+
+@pytest.mark.parametrize(
+    "text", ["as Dr. Watson said", "see fig. 3 for it", "J. S. Bach wrote", "e.g. in Rome", "v1. then"]
+)
+def test_an_abbreviation_ends_no_sentence(text: str) -> None:
+    passages = plain(f"Aa bb cc. {text} of it and so on. " + "Dd ee ff. " * 4, size=14, overlap=0)
+
+    assert not any(re.search(r"(?:\b[JSv]\d?|Dr|fig|e\.g)\.$", passage.text) for passage in passages)
+
+
+def test_a_code_block_that_fits_is_kept_whole_and_with_its_heading() -> None:
+    code = "```python\ndef f(x):\n    y = 1. Then\n\n    return x\n```"
+    text = "Intro text here. " * 8 + f"\n\n## Example\n\n{code}\n\n" + "More text. " * 30
+
+    for size in range(36, 70):
+        passages = markdown(text, size=size, overlap=6)
+
+        check(text, passages, size=size, overlap=6)
+        assert any(f"## Example\n\n{code}" in passage.text for passage in passages), size
+
+
+def test_a_code_block_that_is_too_long_is_cut_between_its_lines() -> None:
+    text = "Before.\n\n```\n" + "".join(f"    call({n}, {n})\n" for n in range(40)) + "```\n\nAfter."
+
+    passages = markdown(text, size=40, overlap=10)
+
+    check(text, passages, size=40, overlap=10)
+    assert all(passage.text.startswith(("Before", "    call(", "After")) for passage in passages)
+
+
+def test_rows_of_a_table_are_not_cut() -> None:
+    text = "Facts. More facts.\n\n" + "".join(f"| name {n} | value. Of {n} |\n" for n in range(30))
+
+    passages = markdown(text, size=30)
+
+    assert all(passage.text.endswith(("|", ".")) and passage.text.startswith(("|", "Facts")) for passage in passages)
+
+
+def test_lines_without_sentences_are_cut_between_lines() -> None:
+    text = "".join(f"{n:04},aa bb cc\n" for n in range(50))
+
+    assert all(re.fullmatch(r"(?:\d{4},aa bb cc\n?)+", passage.text) for passage in plain(text, size=23))
+
+
+def test_the_last_two_passages_share_what_is_left() -> None:
+    text = " ".join(f"Sentence number {n} is here." for n in range(26))
+
+    passages = plain(text, size=200)
+
+    assert len(passages) == 2
+    assert min(passage.tokens for passage in passages) > 70
+
+
+def test_whole_sentences_are_repeated() -> None:
+    text = " ".join(f"Sentence number {n} is here." for n in range(40))
+
+    passages = plain(text, size=60, overlap=15)
+
+    check(text, passages, size=60, overlap=15)
+    for before, after in pairwise(passages):
+        assert before.end > after.start
+        assert after.text.startswith("Sentence")
+
+
+def test_words_are_repeated_where_a_sentence_is_too_long_for_it() -> None:
+    passages = plain("word " * 100, size=20, overlap=5)
+
+    assert [passage.start // 5 for passage in passages[:3]] == [0, 15, 30]
+
+
+def test_nothing_is_repeated_across_a_heading() -> None:
+    text = "# One\n\n" + "Text of one. " * 9 + "\n\n# Two\n\n" + "Text of two. " * 9
+
+    passages = markdown(text, size=50, overlap=12)
+
+    assert passages[1].text.startswith("# Two")
+
+
+def test_passages_know_the_headings_above_them() -> None:
+    body = "Some text that goes on. " * 12
+    text = f"# Guide\n\n{body}\n\n## Install #\n\n{body}\n\nOn Linux\n--------\n\n{body}\n\n# Use\n\n{body}"
+
+    passages = markdown(text, size=60, title="guide")
+
+    assert [passage.header for passage in passages if passage.text.startswith("## Install")] == [""]
+    assert {passage.header for passage in passages} == {"", "Install", "On Linux", "Use"}
+    assert all(len(spans(passage.header)) + passage.tokens <= 60 for passage in passages)
+
+
+def test_a_longer_path_of_headings_is_joined() -> None:
+    text = "# A\n\n## B\n\n" + "Some text that goes on. " * 30
+
+    assert markdown(text, size=60)[1].header == "A > B"
+
+
+def test_headings_too_long_for_a_header_are_left_out() -> None:
+    text = "# " + "long heading " * 10 + "\n\n## Short\n\n" + "Some text that goes on. " * 30
+
+    assert {passage.header for passage in markdown(text, size=60)[1:]} == {"Short"}
+
+
+def test_what_looks_like_a_heading_is_text_in_code_and_in_plain_text() -> None:
+    code = markdown("```\n# no heading\n```\n\n" + "word " * 80, size=30)
+    text = plain("# no heading\n\n" + "word " * 80, size=30)
+
+    assert {passage.header for passage in code + text} == {""}
+
+
+def test_chinese_is_cut_at_sentence_ends_and_signs_without_any_space() -> None:
+    sentences = "这是一个句子。" * 20
+    signs = "没有标点的很长的文字" * 20
+
+    assert all(passage.text.endswith("。") for passage in plain(sentences, size=16))
+    assert [len(passage.text) for passage in plain(signs, size=16)][:-2] == [16] * 11
+
+
+def test_a_cut_inside_a_word_keeps_graphemes_whole() -> None:
+    passages = plain("e\u0301" * 100, size=9)
+
+    assert all(len(passage.text) % 2 == 0 for passage in passages)
+
+
+def test_a_word_is_only_cut_if_it_is_longer_than_a_passage() -> None:
+    passages = plain("one two " + "abcd" * 20 + " three four", size=10)
+
+    assert passages[0].text == "one two"
+    assert sum(len(passage.text.replace(" ", "")) for passage in passages) == len("onetwothreefour") + 80
+
+
+def test_one_token_for_a_very_long_word_is_still_cut() -> None:
+    passages = chunked("x" * 500_000, spans=lambda text: [(0, len(text))], size=100, overlap=10)
+
+    assert max(len(passage.text) for passage in passages) <= 1600
+    assert "".join(texts(passages)).count("x") == 500_000
+
+
+def test_a_text_longer_than_a_window_is_tokenised_as_if_it_were_in_one_piece() -> None:
+    text = "Some words, and more. " * (2 * WINDOW // 20)
+    windows: list[int] = []
+
+    def counted(part: str) -> list[tuple[int, int]]:
+        windows.append(len(part))
+        return spans(part)
+
+    passages = chunked(text, spans=counted, size=200, overlap=0)
+
+    assert len(windows) > 2
+    assert max(windows) <= WINDOW
+    assert sum(passage.tokens for passage in passages) == len(spans(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Some words, and more of them. " * 15_000,
+        "# H\n\ntext\n\n" * 45_000,
+        "```\n" * 125_000,
+        "a.b" * 150_000,
+        "." * 500_000,
+        "。" * 150_000,
+        "#" * 500_000,
+        " \n" * 250_000 + "x",
+        "\n|" * 200_000,
+        "中" * 150_000,
+        "a\n---\n" * 75_000,
+    ],
+    ids=["prose", "headings", "fences", "dots", "only dots", "cjk ends", "hashes", "blank", "rows", "cjk", "setext"],
+)
+def test_half_a_megabyte_of_anything_is_cut_in_seconds(text: str) -> None:
+    started = time.process_time()
+
+    passages = markdown(text, size=254, overlap=32)
+
+    assert passages
+    assert time.process_time() - started < 10
+
+
+def test_the_title_is_put_in_front_unless_the_passage_begins_with_it() -> None:
+    passage = Passage(0, 9, "# Install", 2, "")
+
+    assert embedded("Guide", Passage(0, 4, "Text", 1, "A > B")) == "Guide\nA > B\nText"
+    assert embedded("", Passage(0, 4, "Text", 1, "")) == "Text"
+    assert embedded("Install", passage) == "# Install"
+    assert embedded("Guide", passage) == "Guide\n# Install"
+    assert embedded("In", passage) == "In\n# Install"
+
+
+@pytest.mark.parametrize(("title", "left"), [(0, 254), (20, 234), (126, 128), (127, 128), (5000, 128)])
+def test_a_title_takes_room_but_never_more_than_half(title: int, left: int) -> None:
+    assert room(256, title_tokens=title) == left

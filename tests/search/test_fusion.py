@@ -1,0 +1,64 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.search.fusion import rrf
+
+
+def test_a_key_scores_by_its_rank_in_each_leg() -> None:
+    fused = rrf([(["a", "b"], 1.0), (["b", "c"], 1.0)], k=60)
+
+    best = 2 / 61
+    assert [key for key, _ in fused] == ["b", "a", "c"]
+    assert [score * best for _, score in fused] == pytest.approx([1 / 62 + 1 / 61, 1 / 61, 1 / 62])
+
+
+def test_first_in_every_leg_is_one() -> None:
+    assert dict(rrf([(["a"], 0.3), (["a"], 2.0), (["a", "b"], 1.0)]))["a"] == pytest.approx(1.0)
+
+
+def test_weights_decide_between_legs_that_disagree() -> None:
+    legs = (["a", "b"], ["b", "a"])
+
+    assert [key for key, _ in rrf([(legs[0], 1.0), (legs[1], 0.5)])] == ["a", "b"]
+    assert [key for key, _ in rrf([(legs[0], 0.5), (legs[1], 1.0)])] == ["b", "a"]
+
+
+def test_a_leg_of_no_weight_is_not_looked_at() -> None:
+    assert rrf([(["a"], 1.0), (["b"], 0.0)]) == [("a", 1.0)]
+
+
+def test_a_smaller_constant_favours_the_first_rank() -> None:
+    legs = [(["a", "x", "b"], 1.0), (["y", "z", "b"], 1.0)]
+
+    assert rrf(legs, k=60)[0][0] == "b"
+    assert rrf(legs, k=0)[0][0] == "a"
+
+
+def test_equal_scores_keep_the_order_of_the_legs() -> None:
+    assert [key for key, _ in rrf([(["a", "b"], 1.0), (["c", "d"], 1.0)])] == ["a", "c", "b", "d"]
+
+
+@pytest.mark.parametrize("legs", [[], [([], 1.0)], [(["a"], 0.0)]])
+def test_nothing_fuses_to_nothing(legs: list[tuple[list[str], float]]) -> None:
+    assert rrf(legs) == []
+
+
+_rankings = st.lists(st.integers(0, 20), max_size=15, unique=True)
+
+
+@given(first=_rankings, second=_rankings, weight=st.floats(0.01, 10), k=st.integers(1, 100))
+def test_all_keys_come_back_once_with_falling_scores(
+    first: list[int], second: list[int], weight: float, k: int
+) -> None:
+    fused = rrf([(first, 1.0), (second, weight)], k=k)
+
+    scores = [score for _, score in fused]
+    assert sorted(key for key, _ in fused) == sorted({*first, *second})
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < score <= 1 + 1e-9 for score in scores)
+
+
+@given(ranking=_rankings, weight=st.floats(0.01, 10))
+def test_one_leg_keeps_its_order(ranking: list[int], weight: float) -> None:
+    assert [key for key, _ in rrf([(ranking, weight), ([], 1.0)])] == ranking
