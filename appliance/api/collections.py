@@ -1,0 +1,90 @@
+"""Collections: what documents are kept in, each bound to one space of vectors."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from appliance.api.deps import Appliance, ApplianceDep, json_body, request_body
+from appliance.catalog.records import Collection
+
+router = APIRouter(tags=["collections"])
+
+
+class CollectionBody(BaseModel):
+    """A collection to make."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    model: str | None = Field(default=None, description="name or alias of a model; the default model if left out")
+    dimensions: int | None = Field(default=None, ge=1, description="shorter vectors than the model's own")
+
+
+class CollectionInfo(BaseModel):
+    """A collection as it is."""
+
+    name: str
+    model: str
+    space: str = Field(description="what its vectors can be compared with")
+    dimensions: int
+    created: datetime
+    chunks: int
+    documents: dict[str, int] = Field(description="how many in each state")
+
+
+class CollectionList(BaseModel):
+    """Every collection, by name."""
+
+    collections: list[CollectionInfo]
+
+
+def _infos(appliance: Appliance, collections: Sequence[Collection]) -> list[CollectionInfo]:
+    return [
+        CollectionInfo(
+            name=each.name,
+            model=each.model,
+            space=each.space,
+            dimensions=each.dimensions,
+            created=each.created,
+            chunks=appliance.store.count(each.name),
+            documents=dict(appliance.catalog.counts(each.name)),
+        )
+        for each in collections
+    ]
+
+
+@router.get("/collections")
+async def list_collections(appliance: ApplianceDep) -> CollectionList:
+    """Every collection with its model and what it holds."""
+
+    def read() -> list[CollectionInfo]:
+        return _infos(appliance, [each for each in appliance.catalog.collections() if each.state == "ready"])
+
+    return CollectionList(collections=await asyncio.to_thread(read))
+
+
+@router.post("/collections", status_code=201, openapi_extra=request_body(CollectionBody))
+async def create_collection(
+    appliance: ApplianceDep, body: Annotated[CollectionBody, Depends(json_body(CollectionBody))]
+) -> CollectionInfo:
+    """Make a collection. It keeps its model's space and its dimensions for good."""
+    spec = appliance.registry.resolve(body.model) if body.model else appliance.registry.default
+    made = await appliance.ingestor.create_collection(body.name, spec=spec, dimensions=body.dimensions)
+    return (await asyncio.to_thread(_infos, appliance, [made]))[0]
+
+
+@router.get("/collections/{name}")
+async def read_collection(appliance: ApplianceDep, name: str) -> CollectionInfo:
+    """One collection with its model and what it holds."""
+    return (await asyncio.to_thread(lambda: _infos(appliance, [appliance.catalog.collection(name)])))[0]
+
+
+@router.delete("/collections/{name}", status_code=204)
+async def delete_collection(appliance: ApplianceDep, name: str) -> Response:
+    """Remove a collection and every document in it."""
+    await appliance.ingestor.remove_collection(name)
+    return Response(status_code=204)

@@ -1,0 +1,159 @@
+"""From what went wrong to an answer: one table of statuses, and for each API the shape its clients read errors in."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from appliance import errors
+from appliance.errors import ApplianceError
+
+STATUS: Mapping[type[ApplianceError], int] = {
+    ApplianceError: 500,
+    errors.InvalidInput: 400,
+    errors.BodyTooLarge: 413,
+    errors.NotAllowed: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Overloaded: 503,
+    errors.EngineError: 500,
+    errors.EngineUnavailable: 503,
+    errors.UpstreamFailed: 502,
+    errors.StoreError: 500,
+    errors.StoreUnavailable: 503,
+    errors.StoreFull: 507,
+}
+"""The nearest ancestor wins. Our own routes say 422 where the others say 400."""
+
+CODES: Mapping[type[ApplianceError], str] = {
+    errors.ModelNotFound: "model_not_found",
+    errors.InputTooLong: "context_length_exceeded",
+}
+"""OpenAI's `code`, where it has one."""
+
+INTERNAL = "something went wrong inside the appliance; its log says what"
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+_log = structlog.get_logger(__name__)
+
+
+def is_openai(path: str) -> bool:
+    """Whether a path belongs to the OpenAI API."""
+    return path.startswith(("/v1/", "/models/")) or path in {"/v1", "/embeddings", "/models"}
+
+
+def is_ollama(path: str) -> bool:
+    """Whether a path belongs to the Ollama API."""
+    return path.startswith("/api/") or path == "/api"
+
+
+def status_of(error: ApplianceError, path: str) -> int:
+    """The status that `path`'s API answers `error` with."""
+    status = next(STATUS[each] for each in type(error).__mro__ if each in STATUS)
+    if status == HTTPStatus.BAD_REQUEST and not (is_openai(path) or is_ollama(path)):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    return status
+
+
+def envelope(
+    path: str,
+    status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Response:
+    """An error as the clients of `path` read it: OpenAI's error object, Ollama's `error`, RFC 9457 problem details.
+
+    Args:
+        path: of the request.
+        status: of the answer.
+        message: for the person who called.
+        code: a word for programs, where there is one.
+        param: the field that is wrong, where there is one.
+        headers: to send along.
+        more: members to add to problem details.
+    """
+    media_type = "application/json"
+    body: dict[str, Any]
+    if is_openai(path):
+        kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    elif is_ollama(path):
+        body = {"error": message}
+    else:
+        media_type = "application/problem+json"
+        body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": message}
+        body |= {name: value for name, value in (("param", param), ("code", code)) if value is not None}
+        body |= more or {}
+    return Response(orjson.dumps(body), status, headers, media_type)
+
+
+def install(app: FastAPI) -> None:
+    """Answer everything that a route of `app` raises, and what no route answers."""
+    app.add_exception_handler(ApplianceError, _appliance_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _appliance_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApplianceError)  # noqa: S101 - Starlette picks by class; for mypy
+    path: str = request.scope["path"]
+    status = status_of(error, path)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        _log.warning("request failed", error=type(error).__name__, reason=error.message, status=status)
+    code = next((CODES[each] for each in type(error).__mro__ if each in CODES), None)
+    headers = {"retry-after": str(error.retry_after)} if isinstance(error, errors.Overloaded) else None
+    return envelope(path, status, error.message, code=code, param=getattr(error, "param", None), headers=headers)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What the router says: no such path, no such method there."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    path, headers = request.scope["path"], dict(error.headers or {})
+    message = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND and "endpoint" not in request.scope:
+        message = f"there is no {path} here"
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = _allowed(request)
+        headers = {"allow": ", ".join(allowed)}
+        message = f"{path} takes {' and '.join(allowed)}, not {request.method}"
+    return envelope(path, error.status_code, message, headers=headers)
+
+
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    """A path or query parameter of the wrong form."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:])
+    invalid = errors.InvalidInput(f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
+    return await _appliance_error(request, invalid)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """A mistake of ours. The exception's message is not told: nobody wrote it for the caller. Starlette raises it again
+    once this is sent, for the log to get its frames.
+    """
+    _log.error("request failed", error=type(error).__name__)
+    return envelope(request.scope["path"], HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that the path takes, whichever routes take them."""
+    routes = request.app.router.routes
+    allowed = [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
+    return ["HEAD", *allowed] if "GET" in allowed else allowed

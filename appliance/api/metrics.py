@@ -1,0 +1,108 @@
+"""What the appliance counts, in a registry of its own, as Prometheus reads it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from appliance.embedding.embedder import Embeddings
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_STATM = Path("/proc/self/statm")
+
+
+class Metrics:
+    """Counters, histograms and gauges, all named `appliance_…`.
+
+    Its methods are plain callables, so that what is measured need not know Prometheus. Any thread may call them.
+    Labels are routes, models, states and reasons: a fixed few each, never anything a caller wrote.
+    """
+
+    def __init__(self, *, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter("http_requests", "Requests answered.", "route", "method", "code")
+        self._request_seconds = self._histogram("http_request_seconds", "From request to last byte.", "route")
+        self._rejected = self._counter("rejected", "Requests refused before a route saw them.", "reason")
+        self._tokens = self._counter("embed_tokens", "Tokens embedded, special tokens included.", "model")
+        self._inputs = self._counter("embed_inputs", "Inputs embedded.", "model")
+        self._truncated = self._counter("truncated_inputs", "Inputs whose end was cut off.", "model")
+        self._engine_seconds = self._histogram("engine_call_seconds", "One batch inside the engine.", "model")
+        self._batch = self._histogram("embed_batch_size", "Inputs of one batch.", "model", buckets=_INPUTS)
+        self._search_seconds = self._histogram("search_seconds", "Stages of a search.", "stage")
+        self._ingested = self._counter("ingest_documents", "Documents that reached a state.", "state")
+        self._gauges = {
+            "queue_depth": self._gauge("queue_depth", "Inputs waiting for the engine."),
+            "documents": self._gauge("documents", "Documents kept."),
+            "chunks": self._gauge("chunks", "Chunks kept."),
+        }
+        memory = self._gauge("process_resident_memory_bytes", "Resident memory of this process.")
+        memory.set_function(resident_memory)
+        Gauge("build_info", "Always 1.", ("version",), namespace="appliance", registry=self.registry).labels(
+            version
+        ).set(1)
+
+    def answered(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """A request was answered; `route` is the template, not the path."""
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def rejected(self, reason: str) -> None:
+        """A request was refused: `host`, `origin`, `key`, `body`, `slow` or `busy`."""
+        self._rejected.labels(reason).inc()
+
+    def embedded(self, answer: Embeddings) -> None:
+        """An embedder answered a call."""
+        self._inputs.labels(answer.model).inc(len(answer.tokens))
+        self._tokens.labels(answer.model).inc(sum(answer.tokens))
+        self._truncated.labels(answer.model).inc(sum(answer.truncated))
+
+    def engine_called(self, model: str, inputs: int, seconds: float) -> None:
+        """An engine ran one batch."""
+        self._batch.labels(model).observe(inputs)
+        self._engine_seconds.labels(model).observe(seconds)
+
+    def searched(self, stage: str, *, seconds: float) -> None:
+        """A stage of a search (`embed`, `vector`, `keyword`, `total`) took this long."""
+        self._search_seconds.labels(stage).observe(seconds)
+
+    def ingested(self, state: str) -> None:
+        """A document became `ready` or `failed`."""
+        self._ingested.labels(state).inc()
+
+    def follow(self, gauge: str, read: Callable[[], float]) -> None:
+        """Ask `read` for `queue_depth`, `documents` or `chunks` at every scrape, from any thread; NaN if it raises."""
+
+        def value() -> float:
+            try:
+                return read()
+            except Exception:  # noqa: BLE001 - a store that is away must not hide every other figure
+                return float("nan")
+
+        self._gauges[gauge].set_function(value)
+
+    def render(self) -> bytes:
+        """The exposition text. Blocking: the gauges ask their sources."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, told: str, *labels: str) -> Counter:
+        return Counter(name, told, labels, namespace="appliance", registry=self.registry)
+
+    def _gauge(self, name: str, told: str) -> Gauge:
+        return Gauge(name, told, namespace="appliance", registry=self.registry)
+
+    def _histogram(self, name: str, told: str, label: str, *, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(name, told, (label,), namespace="appliance", registry=self.registry, buckets=buckets)
+
+
+def resident_memory() -> float:
+    """Resident bytes of this process: now on Linux, the peak so far elsewhere."""
+    if _STATM.exists():
+        return float(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

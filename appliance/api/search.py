@@ -1,0 +1,199 @@
+"""Search: from a question to passages, with what is needed to cite them."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from time import perf_counter
+from typing import Annotated, Any, Literal, TypeGuard, get_args
+
+from fastapi import APIRouter, Depends, Query
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from appliance.api.deps import Appliance, ApplianceDep, json_body, parsed, request_body
+from appliance.api.documents import DEFAULT_COLLECTION
+from appliance.errors import InvalidInput
+from appliance.search.retriever import Found
+from appliance.store.base import Condition, Value, Where
+
+router = APIRouter(tags=["search"])
+
+Mode = Literal["hybrid", "vector", "keyword"]
+Op = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
+_OPS: dict[str, Op] = {op: op for op in get_args(Op)}
+
+MAX_K = 1000
+"""Matches of one search at most."""
+
+_CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>!=|<=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+
+
+class SearchBody(BaseModel):
+    """A search that does not fit into a URL."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: str
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    collection: str = DEFAULT_COLLECTION
+    mode: Mode = "hybrid"
+    min_score: float | None = Field(default=None, allow_inf_nan=False)
+    where: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description='metadata a match must have: {"lang": "en", "year": {">=": 2020}, "tag": {"in": ["a", "b"]}}',
+    )
+    model: str | None = Field(default=None, description="embeds the question; refused with 409 if of another space")
+
+
+class MatchInfo(BaseModel):
+    """A passage that was found. `text` is the document's text from `start` to `end`, in characters."""
+
+    document: str
+    title: str
+    ordinal: int
+    text: str
+    start: int
+    end: int
+    metadata: dict[str, JsonValue]
+    score: float
+    vector_score: float | None = Field(description="cosine similarity; None if found by words alone")
+    vector_rank: int | None
+    keyword_score: float | None = Field(description="BM25; None if found by meaning alone")
+    keyword_rank: int | None
+
+
+class SearchAnswer(BaseModel):
+    """Matches, the best first."""
+
+    collection: str
+    mode: Mode
+    model: str | None = Field(description="the model that embedded the question; None for keyword search")
+    seconds: float
+    matches: list[MatchInfo]
+
+
+@router.get("/search")
+async def search(  # noqa: PLR0917  # FastAPI passes them by name
+    appliance: ApplianceDep,
+    q: Annotated[str, Query(description="a person's words; nothing in them is an operator")],
+    k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
+    collection: str = DEFAULT_COLLECTION,
+    mode: Mode = "hybrid",
+    min_score: Annotated[
+        float | None, Query(allow_inf_nan=False, description="cosine, BM25, or 0 to 1 for hybrid")
+    ] = None,
+    where: Annotated[
+        list[str] | None, Query(description="`key=value`, also != < <= > >=; repeated, all must hold")
+    ] = None,
+    model: str | None = None,
+) -> SearchAnswer:
+    """Find passages by meaning, by words, or by both."""
+    conditions = [_parsed(each) for each in where or ()]
+    return await _search(
+        appliance, q=q, k=k, collection=collection, mode=mode, min_score=min_score, where=conditions, model=model
+    )
+
+
+@router.post("/search", openapi_extra=request_body(SearchBody))
+async def search_with_body(
+    appliance: ApplianceDep, body: Annotated[SearchBody, Depends(json_body(SearchBody))]
+) -> SearchAnswer:
+    """The same, with the question in a JSON body."""
+    return await _search(
+        appliance,
+        q=body.q,
+        k=body.k,
+        collection=body.collection,
+        mode=body.mode,
+        min_score=body.min_score,
+        where=[each for key, wanted in body.where.items() for each in _conditions(key, wanted)],
+        model=body.model,
+    )
+
+
+async def _search(
+    appliance: Appliance,
+    *,
+    q: str,
+    k: int,
+    collection: str,
+    mode: Mode,
+    min_score: float | None,
+    where: Where,
+    model: str | None,
+) -> SearchAnswer:
+    start = perf_counter()
+    where_to = await asyncio.to_thread(appliance.catalog.collection, collection)
+    spec = appliance.registry.within(where_to.space, where_to.model, asked=model)
+    embedder = None if mode == "keyword" else await appliance.registry.get(spec.name)
+    found = await appliance.retriever.search(
+        q,
+        embedder=embedder,
+        collection=collection,
+        dimensions=where_to.dimensions,
+        limit=k,
+        mode=mode,
+        min_score=min_score,
+        where=where,
+    )
+    seconds = perf_counter() - start
+    appliance.metrics.searched("total", seconds=seconds)
+    return SearchAnswer(
+        collection=collection,
+        mode=mode,
+        model=embedder and embedder.spec.name,
+        seconds=round(seconds, 6),
+        matches=[_info(each) for each in found],
+    )
+
+
+def _info(found: Found) -> MatchInfo:
+    chunk = found.chunk
+    return MatchInfo(
+        document=found.document,
+        title=chunk.title,
+        ordinal=chunk.ordinal,
+        text=chunk.text,
+        start=chunk.start,
+        end=chunk.end,
+        metadata=dict(chunk.metadata),
+        score=found.score,
+        vector_score=found.vector_score,
+        vector_rank=found.vector_rank,
+        keyword_score=found.keyword_score,
+        keyword_rank=found.keyword_rank,
+    )
+
+
+def _parsed(text: str) -> Condition:
+    """`key op value`; a value that is JSON (a number, true, "quoted") is taken as such, anything else as text."""
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise InvalidInput(f"where is no condition: {text!r}; write key=value, or one of != < <= > >=", param="where")
+    value: Any = match["value"]
+    with suppress(InvalidInput):
+        value = parsed(match["value"].encode())
+    return next(_conditions(match["key"], {match["op"]: value if _is_value(value) else match["value"]}))
+
+
+def _conditions(key: str, wanted: JsonValue) -> Iterator[Condition]:
+    comparisons = wanted if isinstance(wanted, dict) else {"=": wanted}
+    if not comparisons:
+        raise InvalidInput(f"where.{key} has no comparison", param="where")
+    for name, value in comparisons.items():
+        op = _OPS.get(name)
+        if op is None:
+            raise InvalidInput(f"where.{key}: {name!r} is none of {', '.join(_OPS)}", param="where")
+        if op == "in":
+            values = [each for each in value if _is_value(each)] if isinstance(value, list) else []
+            if not values or values != value:
+                raise InvalidInput(f"where.{key}: in needs a list of texts, numbers or booleans", param="where")
+            yield Condition(key, op, tuple(values))
+        elif _is_value(value):
+            yield Condition(key, op, value)
+        else:
+            raise InvalidInput(f"where.{key}: a text, a number or a boolean is needed", param="where")
+
+
+def _is_value(value: object) -> TypeGuard[Value]:
+    return isinstance(value, str | int | float | bool)
