@@ -44,6 +44,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         summary="Embeddings and retrieval from one device.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
     )
     for room in (openai, ollama, documents, collections, search, health):
         app.include_router(room.router)

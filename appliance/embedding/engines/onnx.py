@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads; else it keeps a device id in HOME
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
 from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt

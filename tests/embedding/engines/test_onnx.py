@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -340,3 +342,11 @@ def test_the_real_model_in_int8_is_close_to_the_reference(minilm: dict[str, Path
     int8 = real(minilm, graphs, precision="int8")
 
     assert (fp32 * int8).sum(axis=1).min() >= 0.99
+
+
+def test_onnx_runtime_keeps_no_device_id_and_sends_nothing(tmp_path: Path) -> None:
+    ask = "import appliance.embedding.engines.onnx"
+
+    subprocess.run([sys.executable, "-c", ask], env={"HOME": str(tmp_path)}, check=True)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,271 @@
+"""The command line: serve, pull, list, embed, ingest, search."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance import __version__
+from appliance.cli import printing
+from appliance.errors import ApplianceError, InvalidInput
+
+if TYPE_CHECKING:  # what a command needs is imported when it runs: `--help` answers at once
+    from appliance.cli.client import Server
+    from appliance.embedding.spec import ModelSpec
+    from appliance.settings import Settings
+
+app = typer.Typer(
+    name="appliance",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Embeddings and retrieval from one device.",
+)
+
+Data = Annotated[Path | None, typer.Option(help="Directory of everything that is kept.", metavar="DIR")]
+Config = Annotated[Path | None, typer.Option(help="Settings file.", metavar="FILE")]
+Model = Annotated[str | None, typer.Option(help="Name of a model.", metavar="NAME")]
+Url = Annotated[str | None, typer.Option(help="Address of the server; the one of these settings if left out.")]
+Key = Annotated[str | None, typer.Option(help="API key; safer in the environment, as APPLIANCE_API_KEYS.")]
+Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of a collection.", metavar="NAME")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done; 1: something failed; 2: wrong usage."""
+    try:
+        app(prog_name="appliance")
+    except ApplianceError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        sys.exit(2 if isinstance(error, InvalidInput) and error.param in _FLAGS else 1)
+    except BrokenPipeError:  # `appliance search … | head`
+        sys.stderr.close()
+        sys.exit(1)
+
+
+_FLAGS = frozenset({"config", "data", "log_format", "log_level", "model", "url"})
+"""Parameters whose wrong value is wrong usage, wherever it was written."""
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False
+) -> None:
+    if version:
+        typer.echo(f"appliance {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 for a free one [default: 8080].")] = None,
+    data: Data = None,
+    model: Model = None,
+    config: Config = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    allow_open: Annotated[
+        bool | None, typer.Option("--allow-open", help="Listen beyond this machine without a key.")
+    ] = None,
+    offline: Annotated[bool | None, typer.Option("--offline", help="Never reach out for model files.")] = None,
+) -> None:
+    """Serve; pull the default model first if it is missing.
+
+    Every other setting stands in config/appliance.toml and goes by its name as APPLIANCE_<NAME>, too.
+    """
+    from appliance.cli.server import check, lean, serve
+
+    lean()
+    settings = _settings(
+        host=host,
+        port=port,
+        data=data,
+        model=model,
+        config=config,
+        log_format=log_format,
+        log_level=log_level,
+        allow_open=allow_open,
+        offline=offline,
+    )
+    check(settings)
+    _fetch(settings, _card(settings, settings.model), only_missing=True)
+    serve(settings)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="Name of a model.")], *, data: Data = None, config: Config = None
+) -> None:
+    """Fetch a model's files, or check that they are here."""
+    settings = _settings(data=data, config=config)
+    spec = _card(settings, model)
+    _fetch(settings, spec, only_missing=False)
+    typer.echo(f"{spec.name} is installed")
+
+
+@app.command("list")
+def list_models(*, data: Data = None, config: Config = None, as_json: AsJson = False) -> None:
+    """List the models and which are installed."""
+    from appliance.cli.models import listed
+    from appliance.embedding.pull import ModelFiles
+
+    settings = _settings(data=data, config=config)
+    rows = listed(_cards(settings), ModelFiles(settings.models, offline=True))
+    if as_json:
+        printing.as_json(rows)
+        return
+    printing.models(rows)
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; the lines of standard input if left out.")] = None,
+    *,
+    model: Model = None,
+    query: Annotated[bool, typer.Option("--query", help="The texts are questions, not documents.")] = False,
+    dimensions: Annotated[int | None, typer.Option(help="Shorten to this many.")] = None,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed texts here, without a server.
+
+    Prints a line of numbers for each text.
+    """
+    from appliance.cli.server import lean
+
+    lean()
+    from appliance.cli.models import embedded
+
+    settings = _settings(data=data, config=config, model=model)
+    given = texts if texts is not None else [line.rstrip("\n") for line in sys.stdin]
+    _fetch(settings, _card(settings, settings.model), only_missing=True)
+    answer = embedded(settings, given, kind="query" if query else "document", dimensions=dimensions)
+    if as_json:
+        printing.as_json(
+            {
+                "model": answer.model,
+                "tokens": list(answer.tokens),
+                "embeddings": [row.tolist() for row in answer.vectors],
+            }
+        )
+        return
+    for row in answer.vectors:
+        typer.echo(" ".join(f"{value:.7g}" for value in row.tolist()))
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files, and folders with all they hold.", exists=True)],
+    *,
+    collection: Collection = "default",
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put files into a running server. What it has already, unchanged, is left as it is.
+
+    A document's id is its path, beginning with the folder that was named: for `notes`, notes/2024/plan.md.
+    """
+    import time
+
+    from appliance.cli.files import Found, Skipped, find
+
+    found = list(find(paths))
+    files = [each for each in found if isinstance(each, Found)]
+    console = printing.console(stderr=True)
+    began = time.monotonic()
+    with _server(_settings(data=data, config=config), url, key) as server:
+        server.ensure(collection)
+        if console.is_terminal and files:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console) as bars:
+                bar = bars.add_task(f"into {collection}", total=len(files))
+                summary = server.send(files, collection=collection, advance=lambda n: bars.advance(bar, n))
+        else:
+            summary = server.send(files, collection=collection)
+    summary.skipped[:0] = [each for each in found if isinstance(each, Skipped)]
+    summary.seconds = round(time.monotonic() - began, 3)
+    if as_json:
+        from dataclasses import asdict
+
+        printing.as_json(asdict(summary))
+    else:
+        printing.summary(summary)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    *,
+    collection: Collection = "default",
+    k: Annotated[int, typer.Option("-k", "--limit", min=1, max=1000, help="Matches at most.")] = 10,
+    mode: Annotated[str, typer.Option(help="hybrid, vector or keyword.")] = "hybrid",
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a running server's documents."""
+    with _server(_settings(data=data, config=config), url, key) as server:
+        answer = server.search(query, collection=collection, k=k, mode=mode)
+    if as_json:
+        printing.as_json(answer)
+        return
+    printing.matches(answer["matches"])
+
+
+def _settings(**flags: Any) -> "Settings":
+    from appliance.settings import Settings
+
+    return Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+def _cards(settings: "Settings") -> list["ModelSpec"]:
+    from appliance.embedding.spec import read_cards
+    from appliance.settings import shipped
+
+    return read_cards(shipped("config") / "models", settings.cards)
+
+
+def _card(settings: "Settings", name: str) -> "ModelSpec":
+    from appliance.cli.models import named
+
+    return named(_cards(settings), name)
+
+
+def _fetch(settings: "Settings", spec: "ModelSpec", *, only_missing: bool) -> None:
+    from appliance.cli.pulling import reported
+    from appliance.embedding.pull import ModelFiles
+
+    files = ModelFiles(settings.models, offline=settings.offline)
+    if spec.engine == "hash" or (only_missing and files.present(spec)):
+        return
+    console = printing.console(stderr=True)
+    console.print(f"pulling {spec.name} into {settings.models}", soft_wrap=True)
+    with reported(console) as report:
+        files.pull(spec, report)
+
+
+def _server(settings: "Settings", url: str | None, key: str | None) -> "Server":
+    """The server named, or else the one of these settings. A key from a file goes to that one only."""
+    from appliance.cli.client import Server
+
+    if key is None and (url is None or settings.origin("api_keys").startswith("APPLIANCE_")):
+        key = next(iter(settings.keys()), None)
+    if url is None:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # compared, not bound
+        url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    return Server(url, key=key)

@@ -1,0 +1,256 @@
+"""Talks to a running appliance: sends files to it, asks it questions."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from appliance.cli.files import Found, Skipped
+from appliance.errors import ApplianceError, InvalidInput, NotAllowed, Overloaded, UpstreamFailed
+
+BATCH_FILES = 32
+BATCH_BYTES = 4 * 2**20
+"""Most files and bytes of one request; a larger file goes alone."""
+
+IN_FLIGHT = 4
+"""Requests at the same time: enough that the server never waits for the next one."""
+
+WAIT = 30
+"""Seconds the server may take before it answers that a batch is still queued."""
+
+_ATTEMPTS = 5
+_BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
+_THIS_FILE = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+"""Statuses that are about what was sent: the next file may fare better."""
+
+
+class Refused(ApplianceError):
+    """The server will not have what was sent; other files it may."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of the files of one run."""
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    chunks: int = 0
+    seconds: float = 0.0
+    skipped: list[Skipped] = field(default_factory=list)
+    failed: list[Skipped] = field(default_factory=list)
+
+
+class Server:
+    """A running appliance. `key` is sent as a bearer token."""
+
+    def __init__(self, url: str, *, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(WAIT + 60, connect=10))
+        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
+            raise InvalidInput(f"{url!r} is no address of a server", param="url") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def search(self, query: str, *, collection: str, k: int, mode: str) -> dict[str, Any]:
+        """The answer of `/search`; UpstreamFailed and NotAllowed as for every call."""
+        body = {"q": query, "collection": collection, "k": k, "mode": mode}
+        return self._call("POST", "/search", json=body)
+
+    def ensure(self, collection: str) -> None:
+        """Make the collection, with the server's default model, unless it exists."""
+        try:
+            self._call("GET", f"/collections/{_quoted(collection)}")
+        except _Missing:
+            self._call("POST", "/collections", json={"name": collection})
+
+    def send(
+        self, files: Iterable[Found], *, collection: str, advance: Callable[[int], None] = lambda _: None
+    ) -> Summary:
+        """Send files, a few batches at a time, and wait until each can be found.
+
+        What the server has already, unchanged, costs it nothing: a run that was cut short is simply repeated.
+
+        Args:
+            files: read when their turn comes.
+            collection: it exists.
+            advance: told the number of files that are done with.
+
+        Raises:
+            UpstreamFailed: the server cannot be reached, or failed for a reason that no other file would change.
+            NotAllowed: the key is missing or wrong.
+        """
+        summary = Summary()
+        queued: deque[str] = deque()
+        running: set[Future[list[dict[str, Any]]]] = set()
+        batches = _batches(files)
+
+        def collect() -> None:
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            running.difference_update(finished)
+            for outcomes in [future.result() for future in finished]:
+                for outcome in outcomes:
+                    if outcome["state"] in {"waiting", "working"}:
+                        queued.append(outcome["id"])
+                    _count(summary, outcome)
+                advance(len(outcomes))
+
+        with ThreadPoolExecutor(max_workers=IN_FLIGHT) as pool:
+            try:
+                for batch in batches:
+                    if len(running) == IN_FLIGHT:
+                        collect()
+                    running.add(pool.submit(self._put, batch, collection))
+                while running:
+                    collect()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        while queued:
+            state = self._settled(queued.popleft(), collection)
+            summary.chunks += state["chunks"]
+            if state["state"] == "failed":
+                summary.failed.append(Skipped(state["id"], state["error"] or "failed"))
+        return summary
+
+    def _put(self, batch: list[Found], collection: str) -> list[dict[str, Any]]:
+        parts: list[tuple[str, tuple[str, bytes]]] = []
+        ids: list[str] = []
+        outcomes: list[dict[str, Any]] = []
+        for file in batch:
+            try:
+                content = file.path.read_bytes()
+            except OSError as error:
+                outcomes.append(_refused(file.id, (error.strerror or "cannot be read").lower()))
+                continue
+            parts.append(("file", (file.path.name, content)))
+            ids.append(file.id)
+        if not parts:
+            return outcomes
+        try:
+            answer = self._call(
+                "POST", "/documents", files=parts, data={"collection": collection, "wait": str(WAIT), "id": ids}
+            )
+        except Refused as error:
+            if len(batch) == 1:
+                return [_refused(batch[0].id, error.message)]
+            return [outcome for file in batch for outcome in self._put([file], collection)]
+        outcomes.extend(answer["documents"])
+        return outcomes
+
+    def _settled(self, document: str, collection: str) -> dict[str, Any]:
+        while True:
+            state = self._call("GET", f"/documents/{_quoted(document)}", params={"collection": collection})
+            if state["state"] not in {"waiting", "working"}:
+                return state
+            time.sleep(0.5)
+
+    def _call(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = self._http.request(method, path, **request)
+            except httpx.ConnectError as error:
+                raise UpstreamFailed(
+                    f"no server answers at {self._http.base_url}; start one with `appliance serve`, or name it: --url"
+                ) from error
+            except httpx.HTTPError as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise UpstreamFailed(f"the server stopped answering ({type(error).__name__})") from error
+                time.sleep(2**attempt / 4)
+                continue
+            if answer.status_code in _BUSY and attempt < _ATTEMPTS - 1:
+                time.sleep(_seconds(answer.headers.get("retry-after"), 2**attempt / 4))
+                continue
+            return _content(answer)
+        raise Overloaded("the server is too busy; run the same command again later")
+
+
+class _Missing(UpstreamFailed):
+    """404."""
+
+
+def _content(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise UpstreamFailed(f"what answers at {answer.url.host}:{answer.url.port} is no appliance")
+    if answer.is_success or "documents" in content:
+        return content
+    reason = str(content.get("detail") or content.get("title") or f"status {answer.status_code}")
+    match answer.status_code:
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            raise NotAllowed(f"{reason} (give a key with --key or APPLIANCE_KEY)")
+        case HTTPStatus.NOT_FOUND:
+            raise _Missing(reason)
+        case status if status in _THIS_FILE:
+            raise Refused(reason)
+        case _:
+            raise UpstreamFailed(f"the server says: {reason}")
+
+
+def _count(summary: Summary, outcome: Mapping[str, Any]) -> None:
+    match outcome["change"]:
+        case "created":
+            summary.added += 1
+        case "updated":
+            summary.updated += 1
+        case "unchanged":
+            summary.unchanged += 1
+        case _:
+            summary.skipped.append(Skipped(outcome["id"], outcome["error"] or "refused"))
+            return
+    if outcome["state"] == "failed":
+        summary.failed.append(Skipped(outcome["id"], outcome["error"] or "failed"))
+    elif outcome["state"] == "ready":
+        summary.chunks += outcome["chunks"]
+
+
+def _batches(files: Iterable[Found]) -> Iterator[list[Found]]:
+    batch: list[Found] = []
+    size = 0
+    for file in files:
+        if batch and (len(batch) == BATCH_FILES or size + file.size > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += file.size
+    if batch:
+        yield batch
+
+
+def _refused(document: str, reason: str) -> dict[str, Any]:
+    return {"id": document, "change": "refused", "state": "refused", "chunks": 0, "error": reason}
+
+
+def _quoted(part: str) -> str:
+    from urllib.parse import quote
+
+    return quote(part, safe="")
+
+
+def _seconds(header: str | None, default: float) -> float:
+    try:
+        return min(float(header or default), 30.0)
+    except ValueError:
+        return default

@@ -1,0 +1,50 @@
+"""Models without a server: which there are, and what they make of a text."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from appliance.embedding.embedder import Embeddings
+from appliance.embedding.pull import ModelFiles
+from appliance.embedding.spec import Kind, ModelSpec
+from appliance.errors import ModelNotFound
+from appliance.settings import Settings
+
+
+def named(cards: Sequence[ModelSpec], name: str) -> ModelSpec:
+    """The card of a name or alias, in any case, with or without `:latest`. ModelNotFound lists what there is."""
+    wanted = name.strip().lower().removesuffix(":latest")
+    for card in cards:
+        if wanted in {card.name, *(alias.lower() for alias in card.aliases)}:
+            return card
+    raise ModelNotFound(f"no model is named {name!r}; there are {', '.join(card.name for card in cards)}", name=name)
+
+
+def listed(cards: Sequence[ModelSpec], files: ModelFiles) -> list[dict[str, Any]]:
+    """One row for each card; `size` in bytes."""
+    return [
+        {
+            "name": card.name,
+            "installed": files.present(card),
+            "size": 0 if card.engine == "hash" else sum(file.size for file in card.files.values()),
+            "dimensions": card.dimensions,
+            "engine": card.engine if card.engine == "hash" else f"{card.engine} {card.precision}",
+            "aliases": list(card.aliases),
+        }
+        for card in cards
+    ]
+
+
+def embedded(settings: Settings, texts: Sequence[str], *, kind: Kind, dimensions: int | None) -> Embeddings:
+    """Embed with the settings' model in this process. Errors as Registry.get and Embedder.embed have them."""
+    from appliance.app import create_registry
+
+    async def run() -> Embeddings:
+        registry = create_registry(settings)
+        try:
+            embedder = await registry.get(settings.model)
+            return await embedder.embed(texts, kind=kind, dimensions=dimensions)
+        finally:
+            await registry.close()
+
+    return asyncio.run(run())

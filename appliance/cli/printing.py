@@ -1,0 +1,82 @@
+"""What commands print: tables and matches for a person, JSON for a program."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:  # imported when something is printed
+    from rich.console import Console
+
+    from appliance.cli.client import Summary
+    from appliance.cli.files import Skipped
+
+FILES_SHOWN = 5
+"""Files listed under each reason of a summary."""
+
+TEXT_SHOWN = 300
+"""Characters of a match's text."""
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Standard output or standard error, as rich sees it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False)
+
+
+def as_json(content: object) -> None:
+    """Print as JSON, indented."""
+    import orjson
+
+    sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of `models.listed` as a table."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "installed", "size", "dimensions", "engine"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            "yes" if row["installed"] else "no",
+            f"{row['size'] / 2**20:.0f} MiB" if row["size"] else "-",
+            str(row["dimensions"]),
+            row["engine"],
+        )
+    console().print(table)
+
+
+def matches(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a search's matches, the best first, each with the place it can be cited by."""
+    out = console()
+    for rank, match in enumerate(found, 1):
+        out.print(f"{rank}. {match['title'] or match['document']}  {match['score']:.3f}", style="bold")
+        out.print(f"   {match['document']}, characters {match['start']} to {match['end']}", style="dim")
+        text = " ".join(match["text"].split())
+        out.print(f"   {text[:TEXT_SHOWN]}{'…' if len(text) > TEXT_SHOWN else ''}\n")
+    if not found:
+        out.print("nothing was found")
+
+
+def summary(done: "Summary") -> None:
+    """Print what became of the files of `ingest`, and why some were left out."""
+    typer.echo(
+        f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(done.skipped)} skipped,"
+        f" {len(done.failed)} failed; {done.chunks} chunks, {done.seconds:.1f} s"
+    )
+    _reasons("skipped", done.skipped)
+    _reasons("failed", done.failed)
+
+
+def _reasons(what: str, files: Sequence["Skipped"]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for file in files:
+        reasons.setdefault(file.reason, []).append(file.id)
+    for reason, ids in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(ids) - FILES_SHOWN} more" if len(ids) > FILES_SHOWN else ""
+        typer.echo(f"{what}: {reason}: {', '.join(ids[:FILES_SHOWN])}{more}")
