@@ -46,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
     for room in (openai, ollama, documents, collections, search, health):
         app.include_router(room.router)
@@ -104,7 +105,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
     metrics.follow("queue_depth", registry.waiting)
     metrics.follow("documents", catalog.total)
-    metrics.follow("chunks", lambda: sum(store.count(each.name) for each in catalog.collections()))
+    metrics.follow("chunks", store.total)
     retriever = Retriever(
         vectors=store,
         words=store,

@@ -15,7 +15,8 @@ from appliance.api.deps import ApplianceDep, parsed, read_json, request_body, va
 from appliance.api.errors import envelope
 from appliance.catalog.records import Document, DocumentState
 from appliance.errors import InvalidInput
-from appliance.ingest.ingestor import Incoming, Outcome
+from appliance.ingest.ingestor import Receipt
+from appliance.ingest.prepare import Incoming
 from appliance.store.base import Chunk
 
 router = APIRouter(tags=["documents"])
@@ -216,8 +217,8 @@ async def put_documents(
     if given.collection == DEFAULT_COLLECTION:
         await appliance.ingestor.ensure_collection(DEFAULT_COLLECTION)
     seconds = next(each for each in (wait, given.wait, appliance.wait) if each is not None)
-    outcomes = await appliance.ingestor.add(given.collection, given.documents, wait=seconds, model=given.model)
-    return _answer(given.collection, outcomes)
+    receipts = await appliance.ingestor.add(given.collection, given.documents, wait=seconds, model=given.model)
+    return _answer(given.collection, receipts)
 
 
 @router.get("/documents")
@@ -315,9 +316,9 @@ async def _from_form(request: Request) -> _Given:
         return _Given(fields.collection, fields.wait, fields.model, documents)
 
 
-def _answer(collection: str, outcomes: Sequence[Outcome]) -> Response:
+def _answer(collection: str, receipts: Sequence[Receipt]) -> Response:
     documents = []
-    for each in outcomes:
+    for each in receipts:
         document = each.document
         documents.append(
             {
@@ -329,8 +330,8 @@ def _answer(collection: str, outcomes: Sequence[Outcome]) -> Response:
                 "error": (document.error if document else each.error) or None,
             }
         )
-    if all(each.document is None for each in outcomes):
-        message = f"no document could be read: {outcomes[0].error}"
+    if all(each.document is None for each in receipts):
+        message = f"no document could be read: {receipts[0].error}"
         return envelope("/documents", 422, message, more={"documents": documents})
     waiting = [each["id"] for each in documents if each["state"] in {"waiting", "working"}]
     headers = {}

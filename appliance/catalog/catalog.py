@@ -41,6 +41,9 @@ from appliance.errors import CollectionExists, CollectionNotFound, Conflict, Doc
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a collection may be called."""
 
+_IN: Final = 500
+"""Values of one IN."""
+
 MAX_ID: Final = 512
 """Characters of a document's id."""
 
@@ -89,7 +92,8 @@ class Catalog:
     def collections(self) -> list[Collection]:
         """Every collection, oldest first."""
         with self._database.read() as connection:
-            return [_as_collection(row) for row in connection.execute(select(COLLECTION).order_by(_C.id))]
+            query = select(COLLECTION).where(_C.state == "ready").order_by(_C.id)
+            return [_as_collection(row) for row in connection.execute(query)]
 
     def collection(self, name: str) -> Collection:
         """One collection. Raises CollectionNotFound."""
@@ -103,11 +107,11 @@ class Catalog:
             CollectionNotFound: there is none of this name.
         """
         with self._database.write() as connection:
-            found = _collection(connection, name)
+            found = _collection(connection, name, leaving=True)
             connection.execute(update(COLLECTION).where(_C.id == found.id).values(state="removing"))
             leaving = (_D.collection_id == found.id) & (_D.state != "removing")
             connection.execute(update(DOCUMENT).where(leaving).values(state="removing"))
-            return _collection(connection, name)
+            return _collection(connection, name, leaving=True)
 
     def forget_collection(self, name: str) -> None:
         """The last step of a removal.
@@ -117,7 +121,7 @@ class Catalog:
             Conflict: its removal was not begun, or one of its documents is in hand.
         """
         with self._database.write() as connection:
-            found = _collection(connection, name)
+            found = _collection(connection, name, leaving=True)
             if found.state != "removing":
                 raise Conflict(f"the collection {name!r} is in use")
             if connection.execute(_in_hand(found.id)).first():
@@ -135,15 +139,12 @@ class Catalog:
         Raises:
             InvalidInput: an id of no or more than 512 characters; metadata that is not JSON.
             CollectionNotFound: there is none of this name.
-            Conflict: the collection, or one of the documents, is being removed.
         """
         hashes = [content_hash(document) for document in documents]
         if any(not 0 < len(document.id) <= MAX_ID for document in documents):
             raise InvalidInput(f"a document's id has 1 to {MAX_ID} characters", param="id")
         with self._database.write() as connection:
             found = _collection(connection, collection)
-            if found.state == "removing":
-                raise Conflict(f"the collection {collection!r} is being removed")
             return [_put(connection, found, new, digest) for new, digest in zip(documents, hashes, strict=True)]
 
     def document(self, collection: str, document_id: str) -> Document:
@@ -151,12 +152,28 @@ class Catalog:
         with self._database.read() as connection:
             return _document(connection, _collection(connection, collection), document_id)
 
+    def named(self, collection: str, ids: Sequence[str]) -> dict[str, Document]:
+        """The documents of these ids, by id; those that do not exist are left out. CollectionNotFound."""
+        with self._database.read() as connection:
+            owner = _collection(connection, collection)
+            rows = [
+                row
+                for start in range(0, len(ids), _IN)
+                for row in connection.execute(
+                    _DOCUMENTS.where(
+                        _D.collection_id == owner.id, _D.id.in_(ids[start : start + _IN]), _D.state != "removing"
+                    )
+                )
+            ]
+        return {row.id: _as_document(row) for row in rows}
+
     def documents(
         self, collection: str, *, limit: int, after: int | None = None, state: DocumentState | None = None
     ) -> Page:
         """Documents in order of arrival, those after the place `after`, of one state or all. CollectionNotFound."""
         with self._database.read() as connection:
-            query = _DOCUMENTS.where(_D.collection_id == _collection(connection, collection).id)
+            owner = _collection(connection, collection)
+            query = _DOCUMENTS.where(_D.collection_id == owner.id, _D.state != "removing")
             if after is not None:
                 query = query.where(_D.seq > after)
             if state is not None:
@@ -169,7 +186,8 @@ class Catalog:
         """How many documents of each state there are; states without any are left out. CollectionNotFound."""
         with self._database.read() as connection:
             owner = _collection(connection, collection)
-            query = select(_D.state, func.count()).where(_D.collection_id == owner.id).group_by(_D.state)
+            query = select(_D.state, func.count()).where(_D.collection_id == owner.id, _D.state != "removing")
+            query = query.group_by(_D.state)
             return dict(connection.execute(query).all())
 
     def total(self) -> int:
@@ -200,9 +218,9 @@ class Catalog:
         """
         with self._database.write() as connection:
             owner = _collection(connection, collection)
-            found = _document(connection, owner, document_id)
+            found = _document(connection, owner, document_id, leaving=True)
             connection.execute(update(DOCUMENT).where(_D.seq == found.seq).values(state="removing"))
-            return _document(connection, owner, document_id)
+            return _document(connection, owner, document_id, leaving=True)
 
     def forget_document(self, collection: str, document_id: str) -> None:
         """The last step of a removal.
@@ -212,7 +230,7 @@ class Catalog:
             Conflict: its removal was not begun, or it is in hand.
         """
         with self._database.write() as connection:
-            found = _document(connection, _collection(connection, collection), document_id)
+            found = _document(connection, _collection(connection, collection), document_id, leaving=True)
             if found.state != "removing":
                 raise Conflict(f"the document {document_id!r} is in use")
             if found.in_hand:
@@ -221,11 +239,13 @@ class Catalog:
 
     # The queue
 
-    def take(self, limit: int, *, max_bytes: int = 32 * 2**20) -> list[Work]:
+    def take(self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = ()) -> list[Work]:
         """Take what waits, oldest first: at most `limit` documents, and no more bytes than `max_bytes` but for a first
-        document that is larger.
+        document that is larger; nothing of the collections `without`, by their `id`.
         """
         waiting = select(_D.seq, _D.size).where(_WAITING).order_by(_D.seq).limit(limit)
+        if without:
+            waiting = waiting.where(_D.collection_id.not_in(without))
         with self._database.read() as connection:  # the common answer needs no lock
             if connection.execute(waiting.limit(1)).first() is None:
                 return []
@@ -289,16 +309,18 @@ def _in_hand(collection_id: int) -> Select[Any]:
     return select(_D.seq).where(_D.collection_id == collection_id, _D.taken.is_not(None)).limit(1)
 
 
-def _collection(connection: Connection, name: str) -> Collection:
+def _collection(connection: Connection, name: str, *, leaving: bool = False) -> Collection:
+    """One on its way out is none, unless `leaving`."""
     row = connection.execute(select(COLLECTION).where(_C.name == name)).first()
-    if row is None:
+    if row is None or (row.state == "removing" and not leaving):
         raise CollectionNotFound(f"there is no collection {name!r}", name=name)
     return _as_collection(row)
 
 
-def _document(connection: Connection, collection: Collection, document_id: str) -> Document:
+def _document(connection: Connection, collection: Collection, document_id: str, *, leaving: bool = False) -> Document:
+    """One on its way out is none, unless `leaving`."""
     row = connection.execute(_DOCUMENTS.where(_D.collection_id == collection.id, _D.id == document_id)).first()
-    if row is None:
+    if row is None or (row.state == "removing" and not leaving):
         raise DocumentNotFound(f"the collection {collection.name!r} has no document {document_id!r}", name=document_id)
     return _as_document(row)
 
@@ -306,9 +328,7 @@ def _document(connection: Connection, collection: Collection, document_id: str) 
 def _put(connection: Connection, collection: Collection, new: NewDocument, digest: str) -> Put:
     this = (_D.collection_id == collection.id) & (_D.id == new.id)
     before = connection.execute(select(DOCUMENT).where(this)).first()
-    if before is not None and before.state == "removing":
-        raise Conflict(f"the document {new.id!r} is being removed; try again in a moment")
-    if before is not None and before.content_hash == digest and before.state != "failed":
+    if before is not None and before.content_hash == digest and before.state not in {"failed", "removing"}:
         return Put(document=_document(connection, collection, new.id), change="unchanged")
     now = _now()
     values: Mapping[str, object] = {
@@ -323,15 +343,17 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
         "attempts": 0,
         "updated": now,
     }
+    first = {"created": now, "chunks": 0, "tokens": 0, "truncated": 0}
     if before is None:
-        first = {"collection_id": collection.id, "id": new.id, "created": now, "chunks": 0, "tokens": 0, "truncated": 0}
-        made = connection.execute(insert(DOCUMENT).values({**first, **values}))
+        named = {"collection_id": collection.id, "id": new.id}
+        made = connection.execute(insert(DOCUMENT).values({**named, **first, **values}))
         connection.execute(insert(SOURCE).values(document_seq=made.lastrowid, body=new.body))
         return Put(document=_document(connection, collection, new.id), change="created")
-    connection.execute(update(DOCUMENT).where(_D.seq == before.seq).values(values))
+    back = before.state == "removing"  # the removal is done with: what it took from the store stays away
+    connection.execute(update(DOCUMENT).where(_D.seq == before.seq).values({**(first if back else {}), **values}))
     connection.execute(update(SOURCE).where(SOURCE.c.document_seq == before.seq).values(body=new.body))
     connection.execute(delete(TEXT).where(TEXT.c.document_seq == before.seq))
-    return Put(document=_document(connection, collection, new.id), change="updated")
+    return Put(document=_document(connection, collection, new.id), change="created" if back else "updated")
 
 
 def _still(work: Work) -> ColumnElement[bool]:
@@ -345,8 +367,8 @@ def _settle(connection: Connection, outcome: Outcome) -> bool:
             values = {"state": "ready", "chunks": chunks, "tokens": tokens, "truncated": truncated, "error": ""}
         case Failed(error=error):
             values = {"state": "failed", "error": error}
-        case Returned():
-            values = {"state": "waiting"}
+        case Returned(counted=counted):
+            values = {"state": "waiting", "attempts": work.attempts - (not counted)}
     now = update(DOCUMENT).where(_still(work)).values(**values, taken=None, updated=_now())
     if connection.execute(now).rowcount == 0:
         connection.execute(update(DOCUMENT).where(_D.seq == work.seq, _D.taken == work.version).values(taken=None))

@@ -124,9 +124,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The attempt failed for a reason that may pass: the document goes back to the queue."""
+    """The attempt failed for a reason that may pass: the document goes back to the queue.
+
+    Attributes:
+        counted: the attempt counts; not when it was none of the document's doing.
+    """
 
     work: Work
+    counted: bool = True
 
 
 Outcome: TypeAlias = Ready | Failed | Returned

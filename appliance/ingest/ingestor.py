@@ -1,12 +1,13 @@
-"""From the catalog's queue to the store: parse, cut, embed, and commit many documents at once."""
+"""The one door through which the index changes: documents in, from the catalog's queue to the store, and out."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from pathlib import PurePosixPath
+from time import monotonic
 from typing import Literal, TypeAlias, TypeVar
 
 import structlog
@@ -18,27 +19,47 @@ from appliance.catalog.records import (
     Document,
     Failed,
     NewDocument,
+    Put,
     Ready,
     Returned,
     Work,
-    content_hash,
 )
 from appliance.embedding.embedder import Embedder
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import ModelSpec
-from appliance.errors import ApplianceError, CollectionExists, CollectionNotFound, InvalidInput, NotFound
-from appliance.ingest.chunk import chunked, embedded, room
-from appliance.ingest.parse import parse
-from appliance.store.base import Chunk, Entry, Matrix, VectorStore
+from appliance.errors import (
+    ApplianceError,
+    CollectionExists,
+    CollectionNotFound,
+    Conflict,
+    EngineUnavailable,
+    InvalidInput,
+    ModelMismatch,
+    StoreError,
+    StoreUnavailable,
+)
+from appliance.ingest.prepare import Cut, Incoming, cut, read
+from appliance.ingest.watchers import Watchers
+from appliance.store.base import Entry, Matrix, VectorStore
 
 _ATTEMPTS = 3
 """Tries of a document whose engine failed, before it is set aside."""
 
+_LIVES = 10
+"""Times a document may be in hand when the process ends, before it is held to be the cause."""
+
+_BYTES = 32 * 2**20
+"""Bytes of documents in hand, but for one that is larger alone."""
+
 _GROUP = 64
-"""Most documents of one commit."""
+_GROUP_CHUNKS = 2000
+"""Documents and chunks of one commit: while it lasts, nothing else can be written."""
 
 _PAUSE = 1.0
 """Seconds before a failed try is repeated."""
+
+_HOLD = 5.0
+"""Seconds that a collection whose model cannot be opened is left alone."""
 
 T = TypeVar("T")
 
@@ -46,19 +67,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
-    """A document as a caller hands it in. Without an id, it gets one made from its content."""
-
-    body: bytes
-    media_type: str = ""
-    id: str | None = None
-    title: str = ""
-    metadata: Mapping[str, object] = field(default_factory=dict)
-    name: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Receipt:
     """What became of an incoming document: `document` as it is now, or why it was refused."""
 
     id: str
@@ -70,23 +79,24 @@ class Outcome:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prepared:
     work: Work
-    text: str
-    chunks: Sequence[Chunk]
+    cut: Cut
     vectors: Matrix
+    truncated: int
 
 
 _Done: TypeAlias = _Prepared | Failed | Returned
 
 
 class Ingestor:
-    """Takes waiting documents, oldest first, and makes them searchable; the one door through which the index changes.
+    """Takes waiting documents, oldest first, and makes them searchable. Belongs to one event loop.
 
     The catalog is the queue. Documents are prepared side by side and committed together: whatever is ready when the
     last commit has ended makes the next one, so that one fsync carries many. A document that changes or is removed
-    while it is worked on is dropped at the commit. Belongs to one event loop.
+    while it is in hand is dropped at the commit. What fails for a reason of its own is set aside; what fails because
+    the engine or the disk is away waits for it.
 
     Args:
-        lanes: documents in preparation at the same time.
+        lanes: documents in hand at the same time.
         chunk_tokens: tokens of a chunk at most; 0 for as many as the model takes.
         chunk_overlap: tokens repeated between neighbouring chunks.
         on_settled: told `ready` or `failed` for every document that became so; from a thread.
@@ -103,36 +113,50 @@ class Ingestor:
         chunk_overlap: int = 32,
         on_settled: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._on_settled = on_settled
         self._catalog = catalog
         self._store = store
         self._registry = registry
         self._lanes = lanes
-        self._chunk_tokens = chunk_tokens
-        self._chunk_overlap = chunk_overlap
+        self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+        self._on_settled = on_settled
+        # threads of their own: a large document must not keep a search waiting for one
+        self._readers = ThreadPoolExecutor(2, "read")
+        self._cutters = ThreadPoolExecutor(2, "cut")
         self._wake = asyncio.Event()
         self._done: asyncio.Queue[_Done] = asyncio.Queue()
         self._changing = asyncio.Lock()  # held while the store changes
+        self._watchers = Watchers()
+        self._held: dict[int, float] = {}
         self._active = 0
-        self._watchers: dict[tuple[str, str], set[asyncio.Event]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._bytes = 0
+        self._loops: set[asyncio.Task[None]] = set()
+        self._changes: set[asyncio.Task[object]] = set()
+        self._stopping = False
+        self.trouble = ""
+        """Why documents do not get on, when that is none of their doing; empty while they do."""
 
     async def start(self) -> None:
         """Finish what a crash cut short, then work."""
-        await asyncio.to_thread(self._catalog.recover)
-        await asyncio.to_thread(self._finish_removals)
-        for collection in await asyncio.to_thread(self._catalog.collections):
-            await asyncio.to_thread(self._store.create, collection.name, collection.dimensions)
+
+        def recover() -> None:
+            self._catalog.recover()
+            self._finish_removals()
+            for collection in self._catalog.collections():
+                self._store.create(collection.name, collection.dimensions)
+
+        await asyncio.to_thread(recover)
         self._wake.set()
-        self._tasks = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._settle())]
+        self._spawn(self._dispatch())
+        self._spawn(self._settle())
 
     async def stop(self) -> None:
-        """Stop at once; what was not committed is taken again at the next start."""
-        async with self._changing:
-            for task in self._tasks:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        """End running changes of the store, begin no more; what is in hand is taken again at the next start."""
+        self._stopping = True
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, *self._changes, return_exceptions=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._cutters.shutdown(wait=False, cancel_futures=True)
 
     async def create_collection(self, name: str, *, spec: ModelSpec, dimensions: int | None = None) -> Collection:
         """Make a collection for vectors of the card's space.
@@ -149,7 +173,12 @@ class Ingestor:
 
         def create() -> Collection:
             made = self._catalog.create_collection(name, model=spec.name, space=spec.space, dimensions=dimensions)
-            self._store.create(name, dimensions)
+            try:
+                self._store.create(name, dimensions)
+            except ApplianceError:
+                self._catalog.begin_removal(name)
+                self._catalog.forget_collection(name)
+                raise
             return made
 
         return await self._change(create)
@@ -164,7 +193,7 @@ class Ingestor:
 
     async def add(
         self, collection: str, documents: Sequence[Incoming], *, wait: float, model: str | None = None
-    ) -> list[Outcome]:
+    ) -> list[Receipt]:
         """Queue documents durably, then wait for them. A document that cannot be read is refused; the others go on.
 
         Args:
@@ -180,29 +209,25 @@ class Ingestor:
         """
         found = await asyncio.to_thread(self._catalog.collection, collection)
         self._registry.within(found.space, found.model, asked=model)
-        read = await asyncio.to_thread(lambda: [_read(each) for each in documents])
-        accepted = [each for each in read if isinstance(each, NewDocument)]
-        with self._watching((collection, each.id) for each in accepted) as watched:
-            puts = iter(await asyncio.to_thread(self._catalog.put_documents, collection, accepted))
-            self._wake.set()
-            outcomes = [
+        given = await asyncio.get_running_loop().run_in_executor(
+            self._readers, lambda: [_read(each) for each in documents]
+        )
+        accepted = [each for each in given if isinstance(each, NewDocument)]
+        with self._watchers.watching(collection, (each.id for each in accepted)) as watched:
+            puts = iter(await self._to_its_end(self._put(collection, accepted)))
+            receipts = [
                 each
-                if isinstance(each, Outcome)
-                else Outcome((put := next(puts)).document.id, put.change, put.document)
-                for each in read
+                if isinstance(each, Receipt)
+                else Receipt((put := next(puts)).document.id, put.change, put.document)
+                for each in given
             ]
-            events = [
-                watched[each.id]
-                for each in outcomes
-                if each.document is not None and each.document.state in {"waiting", "working"}
-            ]
-            if not events or wait <= 0:
-                return outcomes
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
-                    for event in events:
-                        await event.wait()
-        return await asyncio.to_thread(self._refreshed, collection, outcomes)
+                    for each in receipts:
+                        if each.document is not None and each.document.state in {"waiting", "working"}:
+                            await watched[each.id].wait()
+        fresh = await asyncio.to_thread(self._catalog.named, collection, [each.id for each in accepted])
+        return [replace(each, document=fresh.get(each.id, each.document)) for each in receipts]
 
     async def remove(self, collection: str, document: str) -> None:
         """Remove a document with its chunks.
@@ -215,10 +240,9 @@ class Ingestor:
             leaving = self._catalog.begin_document_removal(collection, document)
             self._store.remove(collection, document)
             if not leaving.in_hand:
-                self._catalog.forget_document(collection, document)
+                self._forget(collection, document)
 
-        await self._change(remove)
-        self._tell((collection, document))
+        await self._change(remove, then=partial(self._watchers.tell, collection, document))
 
     async def remove_collection(self, collection: str) -> None:
         """Remove a collection with all it holds.
@@ -232,73 +256,84 @@ class Ingestor:
             self._store.drop(collection)
             self._finish_removals()
 
-        await self._change(remove)
+        await self._change(remove, then=partial(self._watchers.tell, collection))
 
-    async def _change(self, step: Callable[[], T]) -> T:
-        """Run a change of the store in a thread, one at a time, to its end even when the caller is gone."""
+    # Changes of the store
+
+    async def _put(self, collection: str, documents: Sequence[NewDocument]) -> Sequence[Put]:
+        puts = await asyncio.to_thread(self._catalog.put_documents, collection, documents)
+        self._wake.set()
+        return puts
+
+    async def _change(self, step: Callable[[], T], *, then: Callable[[], None] = lambda: None) -> T:
+        """Run a change of the store in a thread, one at a time, and tell whom it concerns."""
 
         async def change() -> T:
             async with self._changing:
-                return await asyncio.to_thread(step)
+                result = await asyncio.to_thread(step)
+            then()
+            return result
 
-        return await asyncio.shield(asyncio.create_task(change()))
+        return await self._to_its_end(change())
 
-    @contextmanager
-    def _watching(self, keys: Iterable[tuple[str, str]]) -> Iterator[dict[str, asyncio.Event]]:
-        """Events by document id, each set when the document is settled or removed."""
-        watched = {key: asyncio.Event() for key in keys}
-        for key, event in watched.items():
-            self._watchers.setdefault(key, set()).add(event)
-        try:
-            yield {document: event for (_, document), event in watched.items()}
-        finally:
-            for key, event in watched.items():
-                self._watchers[key].discard(event)
-                if not self._watchers[key]:
-                    del self._watchers[key]
+    async def _to_its_end(self, change: Coroutine[object, object, T]) -> T:
+        """Await a change that goes on when its caller is gone, and that `stop` waits for."""
+        if self._stopping:
+            change.close()
+            raise StoreUnavailable("the appliance is stopping")
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
 
-    def _tell(self, key: tuple[str, str]) -> None:
-        for event in self._watchers.get(key, ()):
-            event.set()
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio complains of errors that nobody asked for; the caller may be gone
 
-    def _refreshed(self, collection: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        fresh = []
-        for each in outcomes:
-            document = each.document
-            if document is not None:
-                with suppress(NotFound):  # removed meanwhile: what it was is what we know
-                    document = self._catalog.document(collection, document.id)
-            fresh.append(Outcome(each.id, each.change, document, each.error))
-        return fresh
+    def _forget(self, collection: str, document: str) -> None:
+        with suppress(Conflict):  # put again meanwhile
+            self._catalog.forget_document(collection, document)
 
     def _finish_removals(self) -> None:
         removals = self._catalog.pending_removals()
         for collection, document in removals.documents:
             self._store.remove(collection, document)
-            self._catalog.forget_document(collection, document)
+            self._forget(collection, document)
         for collection in removals.collections:
             self._store.drop(collection)
             self._catalog.forget_collection(collection)
 
+    # From the queue to prepared
+
+    def _spawn(self, loop: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(loop)
+        self._loops.add(task)
+        task.add_done_callback(self._loops.discard)
+
     async def _dispatch(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                if self._active >= self._lanes:
-                    continue
-                try:
-                    works = await asyncio.to_thread(self._catalog.take, self._lanes - self._active)
-                except ApplianceError as error:
-                    log.error("queue not read", error=error.message)  # noqa: TRY400  # a trace would tell no more
-                    await asyncio.sleep(_PAUSE)
-                    self._wake.set()
-                    continue
-                self._active += len(works)
-                for work in works:
-                    group.create_task(self._prepare(work))
-                if works:
-                    self._wake.set()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._active >= self._lanes or self._bytes >= _BYTES:
+                continue
+            try:
+                works = await asyncio.to_thread(
+                    self._catalog.take,
+                    self._lanes - self._active,
+                    max_bytes=_BYTES - self._bytes,
+                    without=[held for held, until in self._held.items() if until > monotonic()],
+                )
+            except Exception as error:  # noqa: BLE001  # whatever it is, the queue must go on
+                await self._paused("the queue cannot be read", error)
+                self._wake.set()
+                continue
+            for work in works:
+                self._active += 1
+                self._bytes += len(work.body)
+                self._spawn(self._prepare(work))
+            if works:
+                self._wake.set()
 
     async def _prepare(self, work: Work) -> None:
         done: _Done
@@ -306,107 +341,107 @@ class Ingestor:
             done = await self._prepared(work)
         except InvalidInput as error:
             done = Failed(work, error.message)
+        except (EngineUnavailable, ModelMismatch) as error:  # not the document's doing: its collection has to wait
+            log.warning("documents wait for their model", collection=work.collection.name, error=error.message)
+            self._held[work.collection.id] = monotonic() + _HOLD
+            asyncio.get_running_loop().call_later(_HOLD, self._wake.set)
+            done = Returned(work, counted=False)
         except ApplianceError as error:
             await asyncio.sleep(_PAUSE)
-            last = work.attempts >= _ATTEMPTS
-            done = Failed(work, error.message) if last else Returned(work)
-        except Exception as error:
+            done = Failed(work, error.message) if work.attempts >= _ATTEMPTS else Returned(work)
+        except Exception as error:  # a document that trips a parser must not stop the queue
             log.exception("document failed", collection=work.collection.name, seq=work.seq)
             done = Failed(work, f"unexpected {type(error).__name__}")
         self._done.put_nowait(done)
 
     async def _prepared(self, work: Work) -> _Prepared:
+        if work.attempts > _LIVES:
+            raise InvalidInput("the appliance ended each time this document was worked on")
         collection = work.collection
-        text, chunks, inputs = await asyncio.to_thread(self._cut, work, await self._embedder(collection))
         embedder = await self._embedder(collection)
-        result = await embedder.embed(inputs, dimensions=collection.dimensions, background=True)
-        return _Prepared(work, text, chunks, result.vectors)
+        pieces = await asyncio.get_running_loop().run_in_executor(self._cutters, self._cut, work, embedder)
+        embedder = await self._embedder(collection)
+        result = await embedder.embed(pieces.inputs, dimensions=collection.dimensions, background=True)
+        return _Prepared(work, pieces, result.vectors, sum(result.truncated))
 
     async def _embedder(self, collection: Collection) -> Embedder:
         return await self._registry.get(self._registry.within(collection.space, collection.model).name)
 
-    def _cut(self, work: Work, embedder: Embedder) -> tuple[str, list[Chunk], list[str]]:
-        """The document's text, its chunks, and what is embedded for each."""
-        parsed = parse(work.body, media_type=work.media_type, name=work.id)
-        title = work.title
-        size = room(embedder.max_tokens, title_tokens=len(embedder.spans(title)))
-        if self._chunk_tokens:
-            size = min(size, self._chunk_tokens)
-        passages = chunked(
-            parsed.text,
-            spans=embedder.spans,
-            size=size,
-            overlap=min(self._chunk_overlap, size // 4),
-            media_type=parsed.media_type,
-            title=title,
-        )
-        chunks = [
-            Chunk(
-                ordinal=ordinal,
-                text=passage.text,
-                start=passage.start,
-                end=passage.end,
-                tokens=passage.tokens,
-                title=title,
-                metadata=work.metadata,
-            )
-            for ordinal, passage in enumerate(passages)
-        ]
-        return parsed.text, chunks, [embedded(title, passage) for passage in passages]
+    # From prepared to committed
 
     async def _settle(self) -> None:
         while True:
             group = [await self._done.get()]
-            while len(group) < _GROUP and not self._done.empty():
+            chunks = _chunks(group[0])
+            while len(group) < _GROUP and chunks < _GROUP_CHUNKS and not self._done.empty():
                 group.append(self._done.get_nowait())
-            try:
-                over = await self._change(partial(self._commit, group))
-            except ApplianceError as error:
-                log.error("commit failed", error=error.message, documents=len(group))  # noqa: TRY400  # same
-                await asyncio.sleep(_PAUSE)
-                for each in group:
-                    self._done.put_nowait(each)
-                continue
+                chunks += _chunks(group[-1])
+            whole = await self._committed(group)
             self._active -= len(group)
-            for key in over:
-                self._tell(key)
+            self._bytes -= sum(len(each.work.body) for each in group)
             self._wake.set()
+            if not whole:
+                try:
+                    await self._change(self._finish_removals)
+                except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
+                    await self._paused("a removal cannot be finished", error)
 
-    def _commit(self, group: Sequence[_Done]) -> list[tuple[str, str]]:
-        """Store and settle; collection and id of the documents for which no one need wait any longer."""
+    async def _committed(self, group: list[_Done]) -> bool:
+        """Commit until it is done; whether every document was still as it was taken."""
+        while True:
+            try:
+                over, whole = await self._change(partial(self._commit, group))
+            except StoreError as error:
+                await self._paused("nothing can be stored", error)
+            except Exception as error:  # one of them is the cause
+                if len(group) > 1:
+                    return all([await self._committed([each]) for each in group])
+                log.exception("document not stored", seq=group[0].work.seq)
+                if isinstance(group[0], Failed):
+                    return True  # it stays in hand until the next start
+                group = [Failed(group[0].work, f"it cannot be stored ({type(error).__name__})")]
+            else:
+                self.trouble = "" if whole or over else self.trouble
+                for key in over:
+                    self._watchers.tell(*key)
+                return whole
+
+    def _commit(self, group: Sequence[_Done]) -> tuple[list[tuple[str, str]], bool]:
+        """Store and settle: what is over with, by collection and id; whether all were still as they were taken."""
         current = self._catalog.current([each.work for each in group])
         ready = [each for each, still in zip(group, current, strict=True) if still and isinstance(each, _Prepared)]
         ready.sort(key=lambda each: each.work.collection.id)
         for name, entries in groupby(ready, key=lambda each: each.work.collection.name):
-            self._store.put_many(name, [Entry(each.work.id, each.chunks, each.vectors) for each in entries])
-        outcomes = [
-            Ready(each.work, text=each.text, chunks=len(each.chunks), tokens=sum(one.tokens for one in each.chunks))
-            if isinstance(each, _Prepared)
-            else each
-            for each in group
-        ]
+            self._store.put_many(name, [Entry(each.work.id, each.cut.chunks, each.vectors) for each in entries])
+        outcomes = [_outcome(each) for each in group]
         settled = self._catalog.settle(outcomes)
-        if not all(settled):
-            self._finish_removals()
         over = []
         for outcome, still in zip(outcomes, settled, strict=True):
             if still and not isinstance(outcome, Returned):
                 self._on_settled("ready" if isinstance(outcome, Ready) else "failed")
                 over.append((outcome.work.collection.name, outcome.work.id))
-        return over
+        return over, all(settled)
+
+    async def _paused(self, event: str, error: Exception) -> None:
+        self.trouble = error.message if isinstance(error, ApplianceError) else f"unexpected {type(error).__name__}"
+        log.error(event, error=self.trouble, exc_info=None if isinstance(error, ApplianceError) else error)
+        await asyncio.sleep(_PAUSE)
 
 
-def _read(incoming: Incoming) -> NewDocument | Outcome:
-    """Ready to be queued, with an id and a media type; or refused."""
+def _read(incoming: Incoming) -> NewDocument | Receipt:
     try:
-        parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
-        new = NewDocument(
-            id=incoming.id or "",
-            body=incoming.body,
-            media_type=parsed.media_type,
-            title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
-            metadata=incoming.metadata,
-        )
-        return new if incoming.id is not None else replace(new, id=content_hash(new)[:32])
+        return read(incoming)
     except InvalidInput as error:
-        return Outcome(incoming.id or incoming.name, "refused", error=error.message)
+        return Receipt(incoming.id or incoming.name, "refused", error=error.message)
+
+
+def _chunks(done: _Done) -> int:
+    return len(done.cut.chunks) if isinstance(done, _Prepared) else 0
+
+
+def _outcome(done: _Done) -> Ready | Failed | Returned:
+    if not isinstance(done, _Prepared):
+        return done
+    pieces = done.cut
+    tokens = sum(chunk.tokens for chunk in pieces.chunks)
+    return Ready(done.work, text=pieces.text, chunks=len(pieces.chunks), tokens=tokens, truncated=done.truncated)

@@ -177,6 +177,11 @@ class SqliteStore:
         with self._database.read() as connection:
             return _found(connection, collection).chunks
 
+    def total(self) -> int:
+        """How many chunks there are in all collections."""
+        with self._database.read() as connection:
+            return int(connection.exec_driver_sql("SELECT coalesce(sum(chunks), 0) FROM store_collection").scalar_one())
+
     def close(self) -> None:
         """See VectorStore. Lets go of memory; the database is the caller's."""
         self._mirror.clear()

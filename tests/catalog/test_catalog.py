@@ -112,7 +112,8 @@ def test_a_collection_leaves_in_two_steps_with_all_it_holds(catalog: Catalog, da
     assert leaving.state == "removing"
     assert catalog.begin_removal("c") == leaving
     assert catalog.take(9) == []
-    with pytest.raises(Conflict):
+    assert catalog.collections() == []
+    with pytest.raises(CollectionNotFound):
         put(catalog, new("late"))
     assert catalog.pending_removals() == Removals((), ("c",))
     catalog.forget_collection("c")
@@ -230,11 +231,6 @@ def test_a_document_that_failed_is_tried_again_when_it_comes_again(catalog: Cata
 
 
 def test_documents_go_in_all_together_or_not_at_all(catalog: Catalog) -> None:
-    settled(catalog, new("leaving"))
-    catalog.begin_document_removal("c", "leaving")
-
-    with pytest.raises(Conflict, match="leaving"):
-        put(catalog, new("a"), new("leaving", "changed"))
     for bad in (new(""), new("x" * 513), NewDocument("n", b"", metadata={"k": float("nan")})):
         with pytest.raises(InvalidInput):
             put(catalog, new("a"), bad)
@@ -379,6 +375,46 @@ def test_a_document_that_is_removed_while_in_hand_is_forgotten_only_after(catalo
     assert catalog.settle([Failed(work, "too late")]) == [False]
     assert catalog.pending_removals() == Removals((("c", "d"),), ())
     catalog.forget_document("c", "d")
+
+
+def test_a_document_that_is_put_again_while_it_is_removed_is_new(catalog: Catalog) -> None:
+    settled(catalog, new())
+    catalog.begin_document_removal("c", "d")
+
+    again = put(catalog, new())[0]
+
+    assert (again.change, again.document.state, again.document.chunks) == ("created", "waiting", 0)
+    with pytest.raises(Conflict, match="in use"):
+        catalog.forget_document("c", "d")
+    assert catalog.pending_removals() == Removals((), ())
+    assert len(catalog.take(1)) == 1
+
+
+def test_an_attempt_counts_unless_it_was_none_of_the_documents_doing(catalog: Catalog) -> None:
+    put(catalog, new())
+
+    catalog.settle([Returned(catalog.take(1)[0])])
+    catalog.settle([Returned(catalog.take(1)[0], counted=False)])
+
+    assert catalog.take(1)[0].attempts == 2
+
+
+def test_collections_that_have_to_wait_are_left_out(catalog: Catalog) -> None:
+    other = catalog.create_collection("other", model="m", space="s", dimensions=3)
+    put(catalog, new())
+    catalog.put_documents("other", [new("o")])
+
+    assert [work.id for work in catalog.take(9, without=[catalog.collection("c").id])] == ["o"]
+    assert [work.id for work in catalog.take(9, without=[other.id])] == ["d"]
+
+
+def test_documents_are_found_by_their_ids(catalog: Catalog) -> None:
+    put(catalog, *(new(f"d{n}") for n in range(3)))
+
+    assert set(catalog.named("c", ["d0", "nope", "d2", "d0"])) == {"d0", "d2"}
+    assert catalog.named("c", []) == {}
+    with pytest.raises(CollectionNotFound):
+        catalog.named("nope", ["d0"])
 
 
 def test_after_a_power_cut_what_was_in_hand_waits_again(catalog: Catalog, database: Database) -> None:

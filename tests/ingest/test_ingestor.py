@@ -13,9 +13,18 @@ from appliance.embedding.engine import Matrix, Prompt
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import HashSpec
-from appliance.errors import DocumentNotFound, EngineFailed, ModelMismatch
-from appliance.ingest.ingestor import Incoming, Ingestor
+from appliance.embedding.spec import HashSpec, ModelSpec
+from appliance.errors import (
+    CollectionNotFound,
+    DocumentNotFound,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidInput,
+    ModelMismatch,
+    StoreFull,
+)
+from appliance.ingest.ingestor import Ingestor
+from appliance.ingest.prepare import Incoming
 from appliance.settings import shipped
 from appliance.store.base import Entry
 from appliance.store.sqlite import SqliteStore
@@ -43,14 +52,25 @@ class Held(HashingEngine):
         return super().run(prompts)
 
 
-class Counted(SqliteStore):
-    """A store that counts its commits of documents."""
+class Watched(SqliteStore):
+    """A store that counts its commits of documents, and fails when told to."""
 
     commits = 0
+    failures: list[Exception]
+    bad = ""
 
     def put_many(self, collection: str, entries: Sequence[Entry]) -> None:
         self.commits += 1
+        if self.failures:
+            raise self.failures.pop()
+        if self.bad and self.bad in {entry.document for entry in entries}:
+            raise InvalidInput("a vector has no direction")
         super().put_many(collection, entries)
+
+    def create(self, collection: str, dimensions: int) -> None:
+        if self.failures:
+            raise self.failures.pop()
+        super().create(collection, dimensions)
 
 
 class House:
@@ -60,7 +80,8 @@ class House:
         self.database = Database(folder / "appliance.db")
         self.database.migrate(shipped("migrations"))
         self.catalog = Catalog(self.database)
-        self.store = Counted(self.database)
+        self.store = Watched(self.database)
+        self.store.failures = []
         self.engine = Held()
         self.registry = Registry(
             [CARD], default="hash", files=ModelFiles(folder / "models"), open_engine=lambda _: self.engine
@@ -96,9 +117,9 @@ def text(words: str, name: str | None = None) -> Incoming:
 
 
 async def test_what_was_added_is_ready_and_in_the_store(house: House) -> None:
-    outcomes = await house.ingestor.add("c", [text("one two", "x"), text("three")], wait=10)
+    receipts = await house.ingestor.add("c", [text("one two", "x"), text("three")], wait=10)
 
-    assert [(each.change, each.document and each.document.state) for each in outcomes] == [("created", "ready")] * 2
+    assert [(each.change, each.document and each.document.state) for each in receipts] == [("created", "ready")] * 2
     assert [chunk.text for chunk in house.store.chunks("c", "x")] == ["one two"]
 
 
@@ -166,11 +187,11 @@ async def test_a_change_while_the_old_text_is_embedded_wins(house: House) -> Non
 
 
 async def test_a_document_that_the_engine_cannot_take_fails_alone_and_can_be_tried_again(house: House) -> None:
-    outcomes = await house.ingestor.add("c", [text("good", "a"), text("poison", "b"), text("fine", "c")], wait=20)
+    receipts = await house.ingestor.add("c", [text("good", "a"), text("poison", "b"), text("fine", "c")], wait=20)
 
-    assert [each.document and each.document.state for each in outcomes] == ["ready", "failed", "ready"]
-    assert outcomes[1].document
-    assert outcomes[1].document.error == "the device is out of order"
+    assert [each.document and each.document.state for each in receipts] == ["ready", "failed", "ready"]
+    assert receipts[1].document
+    assert receipts[1].document.error == "the device is out of order"
     assert house.engine.failures >= 3
 
     house.engine.bad = "nothing"
@@ -216,3 +237,147 @@ async def test_a_caller_who_leaves_does_not_take_the_document_along(house: House
     async with asyncio.timeout(10):
         while await house.state("x") != "ready":
             await asyncio.sleep(0.01)
+
+
+async def test_a_caller_who_leaves_while_the_document_is_queued_does_not_leave_it_waiting(house: House) -> None:
+    for n in range(20):
+        adding = asyncio.create_task(house.ingestor.add("c", [text(f"word{n}", str(n))], wait=10))
+        await asyncio.sleep(0.001 * n)
+        adding.cancel()
+
+    async with asyncio.timeout(10):
+        while house.catalog.counts("c").keys() - {"ready"}:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_deleted_document_can_be_put_again_at_once(house: House) -> None:
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text("one", "x")], wait=0)
+    await asyncio.to_thread(house.engine.entered.wait)
+    await house.ingestor.remove("c", "x")
+
+    again = asyncio.create_task(house.ingestor.add("c", [text("two", "x")], wait=10))
+    await asyncio.sleep(0.05)
+    house.engine.free.set()
+
+    assert (await again)[0].change == "created"
+    assert [chunk.text for chunk in house.store.chunks("c", "x")] == ["two"]
+
+
+async def test_a_full_disk_is_waited_for_and_shows(house: House) -> None:
+    house.store.failures = [StoreFull("no space is left")]
+
+    adding = asyncio.create_task(house.ingestor.add("c", [text("one", "x")], wait=10))
+    async with asyncio.timeout(5):
+        while not house.ingestor.trouble:
+            await asyncio.sleep(0.01)
+    assert house.ingestor.trouble == "no space is left"
+
+    receipt = (await adding)[0]
+    assert receipt.document
+    assert receipt.document.state == "ready"
+    assert house.ingestor.trouble == ""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), InvalidInput("nonsense"), RuntimeError("a bug")])
+async def test_what_the_store_refuses_is_set_aside_and_the_queue_goes_on(house: House, error: Exception) -> None:
+    house.store.failures = [error]
+    first = await house.ingestor.add("c", [text("one", "x")], wait=10)
+
+    second = await house.ingestor.add("c", [text("two", "y")], wait=10)
+
+    assert [each.document and each.document.state for each in first + second] == ["failed", "ready"]
+
+
+async def test_a_document_that_cannot_be_stored_does_not_take_its_neighbours_down(house: House) -> None:
+    house.store.bad = "2"
+
+    receipts = await house.ingestor.add("c", [text(f"word{n}", str(n)) for n in range(5)], wait=10)
+
+    states = [each.document and each.document.state for each in receipts]
+    assert states == ["ready", "ready", "failed", "ready", "ready"]
+
+
+async def test_a_collection_that_could_not_be_made_can_be_made_again(house: House) -> None:
+    house.store.failures = [StoreFull("no space is left")]
+    with pytest.raises(StoreFull):
+        await house.ingestor.create_collection("new", spec=CARD)
+
+    await house.ingestor.create_collection("new", spec=CARD)
+
+    receipts = await house.ingestor.add("new", [text("one", "x")], wait=10)
+    assert receipts[0].document
+    assert receipts[0].document.state == "ready"
+
+
+async def test_documents_wait_for_a_model_that_cannot_be_opened_and_others_go_on(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    away = CARD.model_copy(update={"name": "away", "space": "away"})
+    missing = True
+
+    def opened(spec: ModelSpec) -> Held:
+        if spec.name == "away" and missing:
+            raise EngineUnavailable("run `appliance pull away`")
+        return house.engine
+
+    house.registry = Registry([CARD, away], default="hash", files=ModelFiles(tmp_path), open_engine=opened)
+    house.ingestor = Ingestor(catalog=house.catalog, store=house.store, registry=house.registry)
+    await house.open()
+    await house.ingestor.create_collection("a", spec=away)
+
+    waiting = await house.ingestor.add("a", [text("one", str(n)) for n in range(100)], wait=0.3)
+    ready = await house.ingestor.add("c", [text("two")], wait=10)
+
+    assert {each.document and each.document.state for each in waiting} <= {"waiting", "working"}
+    assert ready[0].document
+    assert ready[0].document.state == "ready"
+    assert house.catalog.documents("a", limit=1).documents[0].attempts == 0
+    missing = False
+    async with asyncio.timeout(20):
+        while house.catalog.counts("a") != {"ready": 100}:
+            await asyncio.sleep(0.05)
+    await house.close()
+
+
+async def test_a_document_that_ended_the_process_too_often_is_set_aside(house: House, tmp_path: Path) -> None:
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text("deadly", "x")], wait=0)
+    await asyncio.to_thread(house.engine.entered.wait)
+    await house.close()
+    again = House(tmp_path)
+    for _ in range(12):
+        again.catalog.recover()
+        again.catalog.take(1)
+
+    await again.open()
+    async with asyncio.timeout(10):
+        while await again.state("x") != "failed":
+            await asyncio.sleep(0.01)
+
+    assert "ended" in again.catalog.document("c", "x").error
+    await again.close()
+
+
+async def test_waiting_ends_when_the_collection_goes(house: House) -> None:
+    house.engine.free.clear()
+    adding = asyncio.create_task(house.ingestor.add("c", [text("one", "x")], wait=30))
+    await asyncio.to_thread(house.engine.entered.wait)
+
+    await house.ingestor.remove_collection("c")
+    house.engine.free.set()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(CollectionNotFound):
+            await adding
+
+
+async def test_a_search_does_not_wait_for_large_documents(house: House) -> None:
+    large = "word " * 400_000
+    adding = asyncio.create_task(house.ingestor.add("c", [text(f"{large}{n}", str(n)) for n in range(12)], wait=0))
+    await asyncio.sleep(0.3)
+
+    began = asyncio.get_running_loop().time()
+    await asyncio.to_thread(house.catalog.collections)
+
+    assert asyncio.get_running_loop().time() - began < 1
+    await adding

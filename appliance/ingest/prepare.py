@@ -1,0 +1,95 @@
+"""What happens to a document outside the queue: reading it when it comes in, cutting it when its turn comes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from appliance.catalog.records import NewDocument, Work, content_hash
+from appliance.embedding.embedder import Embedder
+from appliance.errors import InvalidInput
+from appliance.ingest.chunk import chunked, embedded, room
+from appliance.ingest.parse import parse
+from appliance.store.base import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A document as a caller hands it in. Without an id, it gets one made from its content.
+
+    Attributes:
+        name: of the file, where it was one; its last part stands in for a title.
+    """
+
+    body: bytes
+    media_type: str = ""
+    id: str | None = None
+    title: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A document in pieces: its text, its chunks, and what is embedded for each of them."""
+
+    text: str
+    chunks: Sequence[Chunk]
+    inputs: Sequence[str]
+
+
+def read(incoming: Incoming) -> NewDocument:
+    """What the catalog is to keep of a document. Blocking.
+
+    Raises:
+        InvalidInput: it cannot be parsed, or there is no text in it.
+    """
+    parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
+    if not parsed.text.strip():
+        raise InvalidInput("there is no text in it")
+    new = NewDocument(
+        id=incoming.id or "",
+        body=incoming.body,
+        media_type=parsed.media_type,
+        title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
+        metadata=incoming.metadata,
+    )
+    return new if incoming.id is not None else replace(new, id=content_hash(new)[:32])
+
+
+def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
+    """Cut a document into chunks that the embedder's model takes whole. Blocking.
+
+    Args:
+        work: taken from the queue.
+        embedder: of the collection's space.
+        chunk_tokens: tokens of a chunk at most; 0 for as many as the model takes.
+        chunk_overlap: tokens repeated between neighbouring chunks, but no more than a quarter of a chunk.
+
+    Raises:
+        InvalidInput: the document cannot be parsed.
+    """
+    parsed = parse(work.body, media_type=work.media_type, name=work.id)
+    size = room(embedder.max_tokens, title_tokens=len(embedder.spans(work.title)))
+    if chunk_tokens:
+        size = min(size, chunk_tokens)
+    passages = chunked(
+        parsed.text,
+        spans=embedder.spans,
+        size=size,
+        overlap=min(chunk_overlap, size // 4),
+        media_type=parsed.media_type,
+        title=work.title,
+    )
+    chunks = [
+        Chunk(
+            ordinal=ordinal,
+            text=passage.text,
+            start=passage.start,
+            end=passage.end,
+            tokens=passage.tokens,
+            title=work.title,
+            metadata=work.metadata,
+        )
+        for ordinal, passage in enumerate(passages)
+    ]
+    return Cut(parsed.text, chunks, [embedded(work.title, passage) for passage in passages])
