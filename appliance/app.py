@@ -131,14 +131,29 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
 
 
-async def _preload(registry: Registry) -> None:
-    try:
-        await registry.get(registry.default.name)
-    except ApplianceError as error:
-        log.error("default model not loaded", model=registry.default.name, error=error.message)  # noqa: TRY400  # no trace
+async def _preload(registry: Registry, *, pause: float = 2.0) -> None:
+    """Load the default model, however often it takes: when missing files come, by whoever's pull; else ever less often.
+
+    Args:
+        registry: not closed before this ends.
+        pause: seconds between two looks for the files, and before the first new try.
+    """
+    default, wait = registry.default, pause
+    while registry.trouble(default.name):
+        try:
+            await registry.get(default.name)
+        except ApplianceError as error:
+            log.error("default model not loaded", model=default.name, error=error.message)  # noqa: TRY400  # no trace
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, 300)
+            with suppress(OSError):  # a folder that cannot be read: the next try tells it
+                while not await asyncio.to_thread(registry.present, default):
+                    await asyncio.sleep(pause)
+                    wait = pause
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a task failed", exc_info=error)

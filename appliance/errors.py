@@ -45,11 +45,15 @@ class InvalidInput(ApplianceError):
 
 
 class InputTooLong(InvalidInput):
-    """A text has more tokens than the model takes, and the caller asked not to truncate."""
+    """A text has more tokens than the model takes, and the caller asked not to truncate.
 
-    def __init__(self, *, tokens: int, limit: int) -> None:
+    `tokens` is how many it has, or at least has with `exact=False`: a long text is not counted to its end.
+    """
+
+    def __init__(self, *, tokens: int, limit: int, exact: bool = True) -> None:
+        count = f"{tokens}" if exact else f"more than {tokens - 1}"
         super().__init__(
-            f"the input length exceeds the context length: {tokens} tokens, the model takes {limit}", param="input"
+            f"the input length exceeds the context length: {count} tokens, the model takes {limit}", param="input"
         )
         self.tokens = tokens
         self.limit = limit

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
@@ -17,17 +16,21 @@ R = TypeVar("R")
 _SLACK = 32
 """Padded tokens that may always be wasted in a batch: a call of its own costs more."""
 
+_BACKGROUND_TURN = 8
+"""One batch in so many is led by background work, where both kinds wait: a busy server still finishes it."""
+
 
 class _Ticket(Generic[R]):
     """One `submit` under way. Touched only under the batcher's lock, but for the future, which belongs to its loop."""
 
-    __slots__ = ("error", "future", "left", "loop", "over", "results")
+    __slots__ = ("error", "future", "left", "loop", "over", "results", "served")
 
     def __init__(self, future: asyncio.Future[list[R]], count: int) -> None:
         self.future = future
         self.loop = future.get_loop()
         self.results: list[R | None] = [None] * count
         self.left = count
+        self.served = 0  # size of what was taken of it
         self.error: BaseException | None = None
         self.over = False  # answered, failed or abandoned: what of it still waits is dropped
 
@@ -41,43 +44,43 @@ class _Ticket(Generic[R]):
 
 
 class _Item(Generic[T, R]):
-    __slots__ = ("index", "size", "taken", "ticket", "value")
+    __slots__ = ("index", "serial", "size", "ticket", "value")
 
     def __init__(self, value: T, size: int, ticket: _Ticket[R], index: int) -> None:
         self.value = value
         self.size = size
         self.ticket = ticket
         self.index = index
-        self.taken = False
+        self.serial = 0
 
 
 class _Line(Generic[T, R]):
-    """Items that wait, known by age and by size."""
+    """Items that wait, known by the submission they belong to and by size."""
 
     def __init__(self) -> None:
-        self._by_age: deque[_Item[T, R]] = deque()
+        self._by_ticket: dict[_Ticket[R], dict[_Item[T, R], None]] = {}  # both in the order of age; none is empty
         self._by_size: list[tuple[int, int, _Item[T, R]]] = []
         self._next = 0
         self.size = 0
 
     def append(self, item: _Item[T, R]) -> None:
-        self._by_age.append(item)
-        insort(self._by_size, (item.size, self._next, item))
+        item.serial = self._next
         self._next += 1
+        self._by_ticket.setdefault(item.ticket, {})[item] = None
+        insort(self._by_size, (item.size, item.serial, item))
         self.size += item.size
 
-    def take(self, budget: int) -> list[_Item[T, R]]:
-        """The oldest item and its neighbours in size, as many as fit into `budget` padded; empty when none waits."""
-        while self._by_age and (self._by_age[0].taken or self._by_age[0].ticket.over):
-            item = self._by_age.popleft()
-            if not item.taken:
-                self._forget(item)
-        if not self._by_age:
+    def take(self, budget: int, *, by_age: bool) -> list[_Item[T, R]]:
+        """A leader and its neighbours in size, as many as fit into `budget` padded; empty when none waits.
+
+        The leader is the oldest item of the oldest submission, or of the one that was served least so far.
+        """
+        leader = self._leader(by_age=by_age)
+        if leader is None:
             return []
-        oldest = self._by_age.popleft()
-        low = self._position(oldest)
+        low = bisect_left(self._by_size, (leader.size, leader.serial))
         high = low + 1
-        total = longest = oldest.size
+        total = longest = leader.size
         rows = self._by_size
         while True:
             below = rows[low - 1][0] if low else None
@@ -101,25 +104,33 @@ class _Line(Generic[T, R]):
         del rows[low:high]
         self.size -= total
         for item in batch:
-            item.taken = True
+            item.ticket.served += item.size
+            waiting = self._by_ticket[item.ticket]
+            del waiting[item]
+            if not waiting:
+                del self._by_ticket[item.ticket]
         return [item for item in batch if not item.ticket.over]
 
-    def _position(self, item: _Item[T, R]) -> int:
-        place = bisect_left(self._by_size, (item.size, -1))
-        while self._by_size[place][2] is not item:
-            place += 1
-        return place
+    def _leader(self, *, by_age: bool) -> _Item[T, R] | None:
+        while self._by_ticket:
+            ticket = next(iter(self._by_ticket)) if by_age else min(self._by_ticket, key=lambda each: each.served)
+            if not ticket.over:
+                return next(iter(self._by_ticket[ticket]))
+            self._sweep()
+        return None
 
-    def _forget(self, item: _Item[T, R]) -> None:
-        del self._by_size[self._position(item)]
-        self.size -= item.size
+    def _sweep(self) -> None:
+        """Drop what callers left who have gone."""
+        self._by_ticket = {ticket: items for ticket, items in self._by_ticket.items() if not ticket.over}
+        self._by_size = [row for row in self._by_size if not row[2].ticket.over]
+        self.size = sum(row[0] for row in self._by_size)
 
-    def clear(self) -> list[_Item[T, R]]:
-        items = [row[2] for row in self._by_size]
+    def clear(self) -> list[_Ticket[R]]:
+        tickets = list(self._by_ticket)
+        self._by_ticket.clear()
         self._by_size.clear()
-        self._by_age.clear()
         self.size = 0
-        return items
+        return tickets
 
 
 def _fits(longest: int, total: int, count: int, budget: int) -> bool:
@@ -130,10 +141,13 @@ def _fits(longest: int, total: int, count: int, budget: int) -> bool:
 class Batcher(Generic[T, R]):
     """Runs what many callers submit on `lanes` threads of its own.
 
-    No window: a lone item runs at once; batches form while the lanes are busy. The oldest item leads a batch, its
-    neighbours in size fill it up to the budget, and a lane never takes more than its share while others are idle.
-    Interactive items go before background ones. Items whose caller has gone are dropped unrun. A batch that fails is
-    run again one by one, so that a caller pays only for its own input.
+    No window: a lone item runs at once; batches form while the lanes are busy. One item leads a batch, its neighbours
+    in size fill it up to the budget, and a lane never takes more than its share while others are idle.
+
+    Batches are led in turn by the submission that was served least, the older of equals, and by the oldest: a short one
+    overtakes a long one, and no stream of short ones stops a long one. Interactive items go before background ones, but
+    for one batch in eight. Items whose caller has gone are dropped unrun. A batch that fails is run again one by one,
+    so that a caller pays only for its own input.
 
     Args:
         run: blocking; results in the order of its arguments. Called from at most `lanes` threads at once.
@@ -161,6 +175,7 @@ class Batcher(Generic[T, R]):
         self._lines: tuple[_Line[T, R], _Line[T, R]] = (_Line(), _Line())
         self._wake = threading.Condition()
         self._waiting = 0
+        self._turn = 0
         self._idle = 0
         self._closed = False
         self._lanes = [threading.Thread(target=self._work, name=f"lane-{n}", daemon=True) for n in range(lanes)]
@@ -208,7 +223,7 @@ class Batcher(Generic[T, R]):
         """Let the running batches end, fail what waits, end the threads. Blocking; safe to call twice."""
         with self._wake:
             self._closed = True
-            left = [item.ticket for line in self._lines for item in line.clear()]
+            left = [ticket for line in self._lines for ticket in line.clear()]
             for ticket in left:
                 ticket.error = EngineUnavailable("the model was unloaded; ask again")
                 ticket.over = True
@@ -229,13 +244,15 @@ class Batcher(Generic[T, R]):
             self._serve(batch)
 
     def _take(self) -> list[_Item[T, R]]:
-        for line in self._lines:
+        turn = self._turn + 1
+        for line in self._lines if turn % _BACKGROUND_TURN else reversed(self._lines):
             if line.size:
                 budget = self._budget
                 if self._idle > 1:  # leave the others their share
                     budget = min(budget, -(-line.size // self._idle))
                 while line.size:
-                    if batch := line.take(budget):
+                    if batch := line.take(budget, by_age=turn % 2 == 0):
+                        self._turn = turn
                         return batch
         return []
 

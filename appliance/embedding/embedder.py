@@ -1,7 +1,7 @@
 """One model, ready to serve: prefix, tokenise, batch, normalise, shorten."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
@@ -11,10 +11,13 @@ from appliance.embedding.batcher import Batcher
 from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Vector
 from appliance.embedding.pooling import normalized, shortened
 from appliance.embedding.spec import Kind, ModelSpec
-from appliance.errors import DimensionsNotSupported, EngineFailed
+from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput
 
 _SLICE = 1024
 """Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
+
+_MAX_NUMBERS = 1 << 25
+"""Numbers in one answer: 128 MiB of float32, several times that as JSON. A body of tiny inputs asks for far more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +70,8 @@ class Embedder:
         )
         self._busy = 0
         self.last_used = monotonic()
+        self.successor: Callable[[], Awaitable[Embedder]] | None = None
+        """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
 
     @property
     def busy(self) -> bool:
@@ -91,26 +96,43 @@ class Embedder:
         """Embed texts, or token ids of the model's own vocabulary.
 
         Args:
-            inputs: any number; none gives none.
+            inputs: none gives none. Background callers bound their number themselves.
             kind: chooses the prefix of the card; token ids get none.
             dimensions: shorten to this many; None for the model's own.
             truncate: cut a longer input, or refuse it.
             max_tokens: a tighter limit than the model's own, special tokens included.
-            background: run after whatever interactive callers wait for.
+            background: let interactive callers go first.
 
         Raises:
             DimensionsNotSupported: fewer than the card allows, or more than the model has.
             InputTooLong: with `truncate=False`.
-            InvalidInput: a token id the model does not have, or no room for any text in `max_tokens`.
+            InvalidInput: a token id the model does not have, no room for any text in `max_tokens`, or more inputs than
+                one answer holds.
             Overloaded: too many requests wait.
+            EngineUnavailable: the model was unloaded, and cannot be loaded again.
             EngineFailed: no usable vector came out.
         """
+        if self.successor is not None:
+            return await (await self.successor()).embed(
+                inputs,
+                kind=kind,
+                dimensions=dimensions,
+                truncate=truncate,
+                max_tokens=max_tokens,
+                background=background,
+            )
         native = self.spec.dimensions
         wanted = native if dimensions is None else dimensions
         if not self.spec.min_dimensions <= wanted <= native:
             raise DimensionsNotSupported(
                 f"This model does not support specifying dimensions other than {self.spec.min_dimensions} to {native}.",
                 param="dimensions",
+            )
+        most = _MAX_NUMBERS // wanted
+        if len(inputs) > most and not background:
+            raise InvalidInput(
+                f"too many inputs: one request may have {most} of {wanted} dimensions, not {len(inputs)}; split it",
+                param="input",
             )
         prefix: str = getattr(self.spec.prefixes, kind)
         vectors = np.empty((len(inputs), wanted), dtype=np.float32)
@@ -122,7 +144,7 @@ class Embedder:
                 part = [prefix + each if isinstance(each, str) else each for each in inputs[start : start + _SLICE]]
                 prompts = await asyncio.to_thread(self._engine.prepare, part, truncate=truncate, max_tokens=max_tokens)
                 rows = await self._batcher.submit(prompts, background=background)
-                vectors[start : start + _SLICE] = shortened(_unit(np.stack(rows)), wanted)
+                vectors[start : start + _SLICE] = _unit(shortened(_unit(np.stack(rows)), wanted))
                 tokens.extend(prompt.tokens for prompt in prompts)
                 truncated.extend(prompt.truncated for prompt in prompts)
         finally:

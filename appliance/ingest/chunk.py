@@ -17,13 +17,17 @@ WINDOW: Final = 100_000
 """Characters that are tokenised at once, so that a long text does not need its memory many times over."""
 
 WIDEST: Final = 16
-"""Characters a token may stand for on average in a passage: models make one token of any word that is too long."""
+"""Characters a token may stand for on average in a passage. More of them weigh as much as more tokens: models make
+one token of any word that is too long, and of some signs none."""
 
 _FILL: Final = {HEADING: 0.25, BLOCK: 0.5, ROW: 0.5, SENTENCE: 0.25, LINE: 0.5}
 """How full a passage must be before it ends at a border of this kind, while a lesser border would fill it more."""
 
 _HEADER_SHARE: Final = 4
 """The header takes at most one part in so many of a passage's tokens."""
+
+_INDENT: Final = 64
+"""Characters of a line's indentation that a passage starts with at most; longer ones are left out."""
 
 _SLACK: Final = 8
 """One part in so many of a passage lets the last two, which share what is left, end at a good border."""
@@ -77,8 +81,11 @@ def chunked(
     fits is kept whole; a heading stays with what follows it; only a word longer than `size` is cut inside, between
     graphemes.
 
-    Every character that is not white space is in a passage; passages are in order, and each begins with at most
-    `overlap` tokens of the one before (whole sentences where one is short enough, nothing across a heading).
+    Every character that is not white space is in a passage, and in no more than two; passages are in order, and each
+    begins with at most `overlap` tokens of the one before (whole sentences where one is short enough, nothing across a
+    heading). Where tokens are few, each `WIDEST` characters count like one, in every limit here. So passages, their
+    headers and the time for them grow with the text and no faster, whatever is in it. A text in which `spans` finds
+    nothing at all is one passage if it fits, and none if it does not: there would be nothing to find it by.
 
     Args:
         text: with `\n` as its only line end.
@@ -106,8 +113,10 @@ class _Cutter:
         if whole is None:
             return
         place, end = whole
-        if self._count(place, end) <= self.size and end - place <= self.size * WIDEST:
+        if self._weight(place, end) <= self.size:
             yield self._passage(place, end, header="")
+            return
+        if not self.starts:
             return
         done = place
         while done < end:
@@ -118,8 +127,8 @@ class _Cutter:
                 continue
             if trimmed := self._trimmed(place, cut):
                 yield self._passage(*trimmed, header=header)
-            done = _content(self.text, cut)
-            place = self._repeated(place, done)
+            before, done = done, _content(self.text, cut)
+            place = self._repeated(max(before, _visible(self.text, place) + 1), done)
 
     def _passage(self, start: int, end: int, *, header: str) -> Passage:
         return Passage(start, end, self.text[start:end], self._count(start, end), header)
@@ -135,6 +144,10 @@ class _Cutter:
         """Tokens that have a part in the range."""
         return max(0, bisect_left(self.starts, end) - bisect_right(self.ends, start))
 
+    def _weight(self, start: int, end: int) -> int:
+        """What the range takes of a passage: its tokens, or where they are few, its characters."""
+        return max(self._count(start, end), -(-(end - start) // WIDEST))
+
     def _header(self, place: int) -> tuple[str, int]:
         """The headings above the place, as many of the inner ones as may be, and the tokens left beside them."""
         headings = self.borders.headings
@@ -145,7 +158,7 @@ class _Cutter:
         tokens = 0
         while index >= 0:
             heading = headings[index]
-            tokens += self._count(heading.start, heading.follows) + 1
+            tokens += self._weight(heading.start, heading.follows) + 1
             if tokens > self.size // _HEADER_SHARE:
                 break
             if heading.text.casefold() != self.title:
@@ -153,13 +166,13 @@ class _Cutter:
             index = heading.parent
         budget = self.size - min(tokens, self.size // _HEADER_SHARE)
         block = self._code_at(_visible(self.text, place) + 1)
-        if block and block[0] == place and self._count(*block) > budget:
+        if block and block[0] == place and self._weight(*block) > budget:
             return "", self.size
         return " > ".join(reversed(parts)), budget
 
     def _share(self, place: int, end: int, budget: int) -> int:
         """Tokens of the passage from `place`: about half of what is left if two passages will do, else all it may."""
-        left = self._count(place, end)
+        left = self._weight(place, end)
         half = (left + self.overlap) // 2 + self.size // _SLACK
         block = self._code_at(_visible(self.text, place) + 1)
         return min(budget, half) if budget < left < 2 * budget and not (block and block[0] == place) else budget
@@ -169,18 +182,20 @@ class _Cutter:
         fence = self.borders.fence_around(place)
         if fence is None:
             return None
-        start = fence[0]
+        start, end = fence
         index = self.borders.heading_at(start)
-        while index >= 0 and self.borders.headings[index].follows == start:
+        while self._weight(start, end) <= self.size:
+            if index < 0 or self.borders.headings[index].follows != start:
+                return start, end
             start = self.borders.headings[index].start
             index -= 1
-        return (start, fence[1]) if self._count(start, fence[1]) <= self.size else None
+        return None
 
     def _cut(self, place: int, done: int, end: int, budget: int) -> int | None:
         """Where the passage from `place` ends, which is after `done`; None if nothing can be repeated before it."""
         seen = _visible(self.text, done)
         index = bisect_right(self.ends, place) + budget
-        limit = min(self.starts[index] if index < len(self.starts) else len(self.text), place + self.size * WIDEST)
+        limit = min(self.starts[index] if index < len(self.starts) else len(self.text), place + budget * WIDEST)
         if limit >= end:
             return end
         block = self._code_at(limit)
@@ -190,7 +205,7 @@ class _Cutter:
             return None
         for kind, share in _FILL.items():
             border = self._border(kind, bisect_right(self.borders.kinds[kind], limit) - 1)
-            if seen < border and self._count(place, border) >= share * budget:
+            if seen < border and self._weight(place, border) >= share * budget:
                 return border
         cut = limit
         while cut > seen and not _between_words(self.text, cut):
@@ -206,14 +221,18 @@ class _Cutter:
         places = self.borders.kinds[kind]
         return places[index] if 0 <= index < len(places) else -1
 
-    def _repeated(self, place: int, cut: int) -> int:
-        """Where the passage after a cut starts: a little before it, if something may be repeated."""
+    def _repeated(self, earliest: int, cut: int) -> int:
+        """Where the passage after a cut starts: a little before it, but not before `earliest`, if that may be repeated.
+
+        What the passage before the cut has repeated itself is not to be repeated again.
+        """
         kinds, headings = self.borders.kinds, self.borders.headings
         if not self.overlap or cut >= len(self.text) or cut == self._border(HEADING, bisect_left(kinds[HEADING], cut)):
             return cut
-        earliest = max(
-            _visible(self.text, place) + 1, self.starts[max(0, bisect_left(self.starts, cut) - self.overlap)]
-        )
+        before = bisect_left(self.starts, cut)
+        if not before:
+            return cut
+        earliest = max(earliest, self.starts[max(0, before - self.overlap)], cut - self.overlap * WIDEST)
         found = (self._border(kind, bisect_left(kinds[kind], earliest)) for kind in (HEADING, BLOCK, ROW, SENTENCE))
         start = min((border for border in found if earliest <= border < cut), default=-1)
         if start < 0:
@@ -227,7 +246,7 @@ class _Cutter:
             self._code_at(start) or start != self._border(ROW, bisect_left(kinds[ROW], start))
         ):
             return cut
-        return start
+        return start if self._count(start, cut) else cut
 
 
 def _tokens(text: str, spans: Spans) -> tuple["array[int]", "array[int]"]:
@@ -253,10 +272,10 @@ def _visible(text: str, place: int) -> int:
 
 
 def _content(text: str, place: int) -> int:
-    """Where the next visible character is, or the indentation of its line if that lies after the place."""
+    """Where the next visible character is, or the indentation of its line if that is short and after the place."""
     start = _visible(text, place)
     line = text.rfind("\n", max(place - 1, 0), start) + 1
-    return max(line, place) if line or not place else start
+    return max(line, place) if (line or not place) and start - max(line, place) <= _INDENT else start
 
 
 def _between_words(text: str, place: int) -> bool:

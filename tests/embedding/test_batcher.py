@@ -144,6 +144,97 @@ async def test_interactive_items_go_before_background_ones() -> None:
     batcher.close()
 
 
+@pytest.mark.parametrize("batches_before", [1, 2])
+async def test_a_short_submission_overtakes_a_long_one(batches_before: int) -> None:
+    device = Device()
+    batcher = batcher_on(device)
+    for _ in range(batches_before):
+        await batcher.submit([1])
+    device.batches.clear()
+    device.free.clear()
+    bulk = asyncio.create_task(batcher.submit([60] * 1000))
+    await asyncio.sleep(0)
+    for _ in range(batches_before + 1):
+        await device.held()
+    query = asyncio.create_task(batcher.submit([5]))
+    await asyncio.sleep(0)
+
+    device.free.set()
+    assert await query == [10]
+
+    assert [5] in device.batches[1:3]
+    assert await bulk == [120] * 1000
+    batcher.close()
+
+
+async def test_a_long_submission_gets_every_second_batch_however_many_short_ones_wait() -> None:
+    device = Device()
+    device.free.clear()
+    batcher = batcher_on(device)
+    bulk = asyncio.create_task(batcher.submit([60] * 20))
+    await device.held()
+    queries = [asyncio.create_task(batcher.submit([55])) for _ in range(100)]
+    await asyncio.sleep(0)
+
+    device.free.set()
+    await asyncio.gather(bulk, *queries)
+
+    # Led by age it runs in batches 2, 4, 6 ..., besides the first.
+    assert [number for number, batch in enumerate(device.batches, 1) if 60 in batch] == [1, *range(2, 2 * 20, 2)]
+    batcher.close()
+
+
+async def test_two_long_submissions_share_the_device() -> None:
+    device = Device()
+    device.free.clear()
+    batcher = batcher_on(device, budget=70)
+    older = asyncio.create_task(batcher.submit([60] * 20))
+    await device.held()
+    younger = asyncio.create_task(batcher.submit([70] * 20))
+    await asyncio.sleep(0)
+
+    device.free.set()
+    await asyncio.gather(older, younger)
+
+    half = [value for batch in device.batches[:20] for value in batch]
+    assert 9 <= half.count(70) <= 11
+    batcher.close()
+
+
+async def test_equals_go_by_age() -> None:
+    device = Device()
+    device.free.clear()
+    batcher = batcher_on(device, budget=10)
+    tasks = []
+    for value in [10, 8, 7, 9, 6]:
+        tasks.append(asyncio.create_task(batcher.submit([value])))
+        await asyncio.sleep(0)
+    await device.held()
+
+    device.free.set()
+    await asyncio.gather(*tasks)
+
+    assert device.batches == [[10], [8], [7], [9], [6]]
+    batcher.close()
+
+
+async def test_background_work_leads_one_batch_in_eight_while_interactive_work_waits() -> None:
+    device = Device()
+    device.free.clear()
+    batcher = batcher_on(device, budget=10)
+    first = asyncio.create_task(batcher.submit([10]))
+    await device.held()
+    slow = asyncio.create_task(batcher.submit([9] * 2, background=True))
+    quick = [asyncio.create_task(batcher.submit([8])) for _ in range(30)]
+    await asyncio.sleep(0)
+
+    device.free.set()
+    await asyncio.gather(first, slow, *quick)
+
+    assert [number for number, batch in enumerate(device.batches, 1) if 9 in batch] == [8, 16]
+    batcher.close()
+
+
 async def test_what_an_abandoned_caller_left_is_never_run() -> None:
     device = Device()
     device.free.clear()

@@ -1,18 +1,31 @@
 """Names to embedders."""
 
 import asyncio
+import fcntl
+import hashlib
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from appliance.app import _ended, _preload
 from appliance.embedding.engine import EmbeddingEngine
 from appliance.embedding.engines.hashing import HashingEngine
-from appliance.embedding.pull import ModelFiles
+from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.registry import OPENAI_NAMES, Registry
-from appliance.embedding.spec import HashSpec, ModelSpec
-from appliance.errors import Conflict, EngineFailed, EngineUnavailable, InvalidInput, ModelMismatch, ModelNotFound
+from appliance.embedding.spec import FileSpec, HashSpec, ModelSpec, OnnxSpec, WheelSource
+from appliance.errors import (
+    Conflict,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidInput,
+    ModelMismatch,
+    ModelNotFound,
+    UpstreamFailed,
+)
 
 
 def card(name: str, *, space: str = "", aliases: tuple[str, ...] = (), dimensions: int = 64) -> HashSpec:
@@ -27,11 +40,62 @@ def card(name: str, *, space: str = "", aliases: tuple[str, ...] = (), dimension
     )
 
 
+def card_with_files(name: str, *, space: str = "") -> OnnxSpec:
+    """A card of one file: its own name. Opener opens it without looking inside."""
+    content = name.encode()
+    return OnnxSpec(
+        name=name,
+        engine="onnx",
+        family="bert",
+        space=space or name,
+        dimensions=64,
+        max_tokens=32,
+        files={"model.onnx": FileSpec(sha256=hashlib.sha256(content).hexdigest(), size=len(content))},
+        sources=(WheelSource(kind="wheel", package="none", version="1", sha256="0" * 64, folder=""),),
+    )
+
+
+def bring(spec: OnnxSpec, folder: Path) -> None:
+    path = ModelFiles(folder).path(spec.files["model.onnx"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(spec.name)
+
+
+@contextmanager
+def pulls_held_up(folder: Path) -> Iterator[None]:
+    """As long as another process pulls into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def left(task: asyncio.Task[object]) -> None:
+    """Hang up."""
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
 class Opener:
     """Opens hash engines and counts them."""
 
     def __init__(self, *, dimensions: int | None = None, error: Exception | None = None) -> None:
         self.opened: list[str] = []
+        self.closed = 0
+        self.closing = threading.Event()
+        self.closing.set()
+        self.close_error: Exception | None = None
         self.dimensions = dimensions
         self.error = error
         self.gate = threading.Event()
@@ -42,11 +106,25 @@ class Opener:
         self.opened.append(spec.name)
         if self.error:
             raise self.error
-        return HashingEngine(dimensions=self.dimensions or spec.dimensions, max_tokens=spec.max_tokens)
+        return Engine(self, dimensions=self.dimensions or spec.dimensions, max_tokens=spec.max_tokens)
+
+
+class Engine(HashingEngine):
+    """Tells its opener when it is closed."""
+
+    def __init__(self, opener: Opener, *, dimensions: int, max_tokens: int) -> None:
+        super().__init__(dimensions=dimensions, max_tokens=max_tokens)
+        self._opener = opener
+
+    def close(self) -> None:
+        assert self._opener.closing.wait(10)
+        if self._opener.close_error:
+            raise self._opener.close_error
+        self._opener.closed += 1
 
 
 def registry_of(
-    *cards: HashSpec, folder: Path, opener: Opener | None = None, default: str = "", keep_alive: float = -1
+    *cards: ModelSpec, folder: Path, opener: Opener | None = None, default: str = "", keep_alive: float = -1
 ) -> Registry:
     return Registry(
         cards,
@@ -131,10 +209,136 @@ async def test_a_model_is_unloaded_when_its_time_is_over_and_comes_back(tmp_path
         while registry.loaded():
             await asyncio.sleep(0.05)
 
-    with pytest.raises(EngineUnavailable):
-        await embedder.embed(["x"])
-    assert (await (await registry.get("alpha")).embed(["x"])).tokens == (1,)
-    task.cancel()
+    assert (await embedder.embed(["x"])).tokens == (1,)
+    assert await registry.get("alpha") is not embedder
+    await _ended(task)
+    await registry.close()
+
+
+async def test_a_caller_meets_no_unloading_however_long_it_waits_before_it_embeds(tmp_path: Path) -> None:
+    opener = Opener()
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+
+    async def search() -> tuple[int, ...]:
+        embedder = await registry.get("alpha")
+        await asyncio.sleep(0.001)
+        return (await embedder.embed(["two words"], kind="query")).tokens
+
+    searches = asyncio.gather(*(search() for _ in range(50)))
+    while not searches.done():
+        await registry.unload("alpha")
+        await asyncio.sleep(0)
+
+    assert await searches == [(2,)] * 50
+    await registry.close()
+    assert opener.closed == len(opener.opened) > 1
+
+
+async def test_a_model_is_never_in_memory_twice(tmp_path: Path) -> None:
+    opener = Opener()
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+    await registry.get("alpha")
+    opener.closing.clear()
+    unloading = asyncio.create_task(registry.unload("alpha"))
+    await until(lambda: threads("unload alpha"))
+    await left(unloading)
+
+    again = asyncio.create_task(registry.get("alpha"))
+    await asyncio.sleep(0.05)
+    opened_meanwhile = list(opener.opened)
+    opener.closing.set()
+    await again
+
+    assert opened_meanwhile == ["alpha"]
+    assert (opener.opened, opener.closed) == (["alpha", "alpha"], 1)
+    await registry.close()
+
+
+async def test_an_engine_that_does_not_close_well_stops_neither_unloading_nor_loading(tmp_path: Path) -> None:
+    opener = Opener()
+    registry = registry_of(card("alpha"), card("beta"), folder=tmp_path, opener=opener, keep_alive=0)
+    opener.close_error = RuntimeError("stuck")
+    task = asyncio.create_task(registry.unload_idle())
+    await registry.get("alpha")
+    await until(lambda: not registry.loaded())
+
+    opener.close_error = None
+    await registry.get("beta")
+    await until(lambda: opener.closed == 1)
+
+    assert not task.done()
+    await _ended(task)
+    await registry.close()
+
+
+async def test_a_caller_that_leaves_does_not_end_the_load(tmp_path: Path) -> None:
+    opener = Opener()
+    opener.gate.clear()
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+    for _ in range(5):
+        task = asyncio.create_task(registry.get("alpha"))
+        await until(lambda: registry.trouble("alpha") == "loading")
+        await left(task)
+
+    opener.gate.set()
+    await registry.get("alpha")
+
+    assert opener.opened == ["alpha"]
+    assert registry.trouble("alpha") == ""
+    await registry.close()
+    assert opener.closed == 1
+
+
+async def test_what_is_still_loading_when_the_registry_closes_is_closed_too(tmp_path: Path) -> None:
+    before = len(threads("lane-0"))
+    opener = Opener()
+    opener.gate.clear()
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+    waiting = asyncio.create_task(registry.get("alpha"))
+    await until(lambda: threads("load alpha"))
+    closing = asyncio.create_task(registry.close())
+    await asyncio.sleep(0)
+
+    opener.gate.set()
+    await closing
+
+    with pytest.raises(EngineUnavailable, match="stopping"):
+        await waiting
+    with pytest.raises(EngineUnavailable, match="stopping"):
+        await registry.get("alpha")
+    assert (opener.opened, opener.closed, registry.loaded()) == (["alpha"], 1, [])
+    assert len(threads("lane-0")) == before
+
+
+async def test_an_unexpected_failure_to_load_is_told_and_tried_again(tmp_path: Path) -> None:
+    opener = Opener(error=MemoryError("no memory for /the/graph"))
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+
+    with pytest.raises(EngineFailed, match=r"alpha could not be loaded: unexpected MemoryError$") as caught:
+        await registry.get("alpha")
+
+    assert caught.value.__cause__ is opener.error
+    assert registry.trouble("alpha") == caught.value.message
+    opener.error = None
+    await registry.get("alpha")
+    assert registry.trouble("alpha") == ""
+    await registry.close()
+
+
+async def test_a_model_unloaded_while_it_loads_goes_once_it_was_used(tmp_path: Path) -> None:
+    opener = Opener()
+    opener.gate.clear()
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+    task = asyncio.create_task(registry.unload_idle())
+    waiting = asyncio.create_task(registry.get("alpha"))
+    await until(lambda: threads("load alpha"))
+
+    await registry.unload("alpha")
+    opener.gate.set()
+
+    assert len((await (await waiting).embed(["x"])).tokens) == 1
+    await until(lambda: not registry.loaded())
+    await _ended(task)
     await registry.close()
 
 
@@ -173,6 +377,22 @@ async def test_a_space_is_served_by_the_named_model_or_by_its_kin_and_by_no_othe
         registry.within("s", "alpha", asked="delta")
 
 
+async def test_another_card_of_the_space_stands_in_for_one_whose_files_are_missing(tmp_path: Path) -> None:
+    made, kin, other = card_with_files("made", space="s"), card_with_files("kin", space="s"), card("other")
+    registry = registry_of(other, kin, made, folder=tmp_path)
+
+    assert registry.within("s", "made") is made  # so that what fails later names what to pull
+    with pytest.raises(ModelMismatch):
+        registry.within("s", "gone")
+    bring(kin, tmp_path)
+    assert registry.within("s", "made") is kin
+    assert registry.within("s", "gone") is kin
+    bring(made, tmp_path)
+    assert registry.within("s", "made") is made
+    with pytest.raises(ModelMismatch):
+        registry.within("t", "made")
+
+
 async def test_the_default_model_is_not_deleted(tmp_path: Path) -> None:
     registry = registry_of(card("alpha"), folder=tmp_path)
 
@@ -196,4 +416,152 @@ async def test_vectors_are_of_length_one(tmp_path: Path) -> None:
 
     assert result.vectors.shape == (3, 32)
     np.testing.assert_allclose(np.linalg.norm(result.vectors, axis=1), 1, rtol=1e-6)
+    await registry.close()
+
+
+async def test_a_model_deleted_while_it_loads_is_not_left_in_memory(tmp_path: Path) -> None:
+    beta, opener = card_with_files("beta"), Opener()
+    bring(beta, tmp_path)
+    opener.gate.clear()
+    registry = registry_of(card("alpha"), beta, folder=tmp_path, opener=opener)
+    waiting = asyncio.create_task(registry.get("beta"))
+    await until(lambda: threads("load beta"))
+    deleting = asyncio.create_task(registry.delete("beta"))
+    await until(lambda: not registry.present(beta))
+
+    opener.gate.set()
+    await deleting
+
+    await waiting
+    assert registry.loaded() == []
+    await registry.close()
+    assert opener.closed == 1
+
+
+async def test_a_model_deleted_while_it_is_busy_answers_first(tmp_path: Path) -> None:
+    beta = card_with_files("beta")
+    bring(beta, tmp_path)
+    registry = registry_of(card("alpha"), beta, folder=tmp_path)
+    embedder = await registry.get("beta")
+    call = asyncio.create_task(embedder.embed(["word"] * 5000))
+    await asyncio.sleep(0)
+
+    await registry.delete("beta")
+
+    assert registry.loaded() == []
+    assert len((await call).tokens) == 5000
+    await registry.close()
+
+
+async def watched(pull: AsyncIterator[Progress], seen: list[str]) -> None:
+    async for progress in pull:
+        seen.append(progress.status)  # noqa: PERF401  # one by one, as they come
+
+
+async def test_callers_join_the_pull_of_a_model_that_is_under_way(tmp_path: Path) -> None:
+    alpha = card_with_files("alpha")
+    registry = registry_of(alpha, folder=tmp_path)
+    first: list[str] = []
+    second: list[str] = []
+    with pulls_held_up(tmp_path):
+        one = asyncio.create_task(watched(registry.pull("alpha"), first))
+        await until(lambda: "waiting for another pull" in first)
+        two = asyncio.create_task(watched(registry.pull("ALPHA:latest"), second))
+        await until(lambda: second)
+        running = threads("pull alpha")
+        bring(alpha, tmp_path)
+
+    await asyncio.gather(one, two)
+
+    assert len(running) == 1
+    assert running[0].daemon
+    assert first[0] == "pulling manifest"
+    assert second[0] == "waiting for another pull"
+    assert first[-1] == second[-1] == "success"
+    await registry.close()
+
+
+async def test_a_pull_goes_on_when_its_callers_have_left(tmp_path: Path) -> None:
+    alpha = card_with_files("alpha")
+    registry = registry_of(alpha, folder=tmp_path)
+    seen: list[str] = []
+    with pulls_held_up(tmp_path):
+        for _ in range(3):
+            task = asyncio.create_task(watched(registry.pull("alpha"), seen))
+            await until(lambda: "waiting for another pull" in seen)
+            await left(task)
+        running = threads("pull alpha")
+        bring(alpha, tmp_path)
+
+    await until(lambda: not running[0].is_alive())
+
+    assert len(running) == 1
+    await watched(registry.pull("alpha"), seen)
+    assert seen[-1] == "success"
+    await registry.close()
+
+
+async def test_a_pull_that_fails_tells_every_caller_and_the_next_one_tries_again(tmp_path: Path) -> None:
+    alpha = card_with_files("alpha")
+    registry = Registry([alpha], default="alpha", files=ModelFiles(tmp_path, offline=True), open_engine=Opener())
+    seen: list[str] = []
+    with pulls_held_up(tmp_path):
+        tasks = [asyncio.create_task(watched(registry.pull("alpha"), seen)) for _ in range(2)]
+        await until(lambda: seen)
+
+    failures = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [type(failure) for failure in failures] == [UpstreamFailed] * 2
+    bring(alpha, tmp_path)
+    await watched(registry.pull("alpha"), seen)
+    assert seen[-1] == "success"
+    await registry.close()
+
+
+async def test_closing_ends_pulls(tmp_path: Path) -> None:
+    registry = registry_of(card_with_files("alpha"), folder=tmp_path)
+    seen: list[str] = []
+    with pulls_held_up(tmp_path):
+        watching = asyncio.create_task(watched(registry.pull("alpha"), seen))
+        await until(lambda: "waiting for another pull" in seen)
+
+        await registry.close()
+
+        assert threads("pull alpha") == []
+        with pytest.raises(UpstreamFailed, match="stopping"):
+            await watching
+        with pytest.raises(UpstreamFailed, match="stopping"):
+            await watched(registry.pull("alpha"), seen)
+
+
+async def test_the_default_model_is_loaded_once_its_files_come(tmp_path: Path) -> None:
+    alpha, opener = card_with_files("alpha"), Opener()
+    files = ModelFiles(tmp_path)
+
+    def opened(spec: ModelSpec) -> EmbeddingEngine:
+        files.paths(spec)
+        return opener(spec)
+
+    registry = Registry([alpha], default="alpha", files=files, open_engine=opened)
+    task = asyncio.create_task(_preload(registry, pause=0.01))
+    await until(lambda: "appliance pull alpha" in registry.trouble("alpha"))
+
+    bring(alpha, tmp_path)
+    await asyncio.wait_for(task, 10)
+
+    assert registry.trouble("alpha") == ""
+    assert [each.spec for each in registry.loaded()] == [alpha]
+    await registry.close()
+
+
+async def test_a_default_model_that_fails_to_load_is_tried_again(tmp_path: Path) -> None:
+    opener = Opener(error=MemoryError())
+    registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
+    task = asyncio.create_task(_preload(registry, pause=0.01))
+    await until(lambda: len(opener.opened) > 1)
+
+    opener.error = None
+    await asyncio.wait_for(task, 10)
+
+    assert registry.trouble("alpha") == ""
     await registry.close()

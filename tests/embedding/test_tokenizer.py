@@ -1,10 +1,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from appliance.embedding.engine import Ids
 from appliance.embedding.tokenizer import Tokenizer
@@ -75,6 +78,146 @@ def test_an_input_of_exactly_the_limit_passes_and_one_token_more_does_not(tokeni
 
     assert prompt.tokens == 8
     assert (caught.value.tokens, caught.value.limit) == (9, 8)
+
+
+PIECES = [
+    *["sky", "unicode", "unicodes", "I", "we", "12345", "the sky is blue", " ", "  ", "\n\n", "\t", "\u3000", "\xa0"],
+    *[".", "...", "'ll", "'", "!?", "-", "[SEP]", "[SE", "[MASK]", " [MASK]", "<|end of text|>", "<|end", "P]"],
+    *["漢", "かな", "각", "\u1100\u1161", "e\u0301", "\u0301", "\u0323\u0301", "ﬁ", "Å", "ß", "İ", "Σ", "\ufdfa"],
+    *["🙂", "👩\u200d👧", "\u200d", "\u202e", "\0", "\ufffd", "\x85", "\x1c", "नि", "ก็"],
+]
+LONG_TOKENS = st.builds(str.__mul__, st.sampled_from(["s", " "]), st.integers(1, 24))  # where a cut is near what counts
+TEXTS = st.lists(st.tuples(st.sampled_from(PIECES), st.sampled_from([1, 1, 2, 7, 40, 300])), max_size=12).map(
+    lambda runs: "".join(piece * times for piece, times in runs)
+) | st.lists(st.sampled_from(PIECES) | LONG_TOKENS | LONG_TOKENS, max_size=60).map("".join)
+
+
+def kinds() -> dict[str, tokenizers.Tokenizer]:
+    """A tokenizer of each family that published models have."""
+    words = {word: index for index, word in enumerate([*WORDS, "e", "漢", ".", "'", "["])}
+    wordpiece = tokenizers.Tokenizer(models.WordPiece(words, unk_token="[UNK]"))  # noqa: S106  no password
+    wordpiece.normalizer = normalizers.BertNormalizer()
+    wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [("s", "k"), ("sk", "y"), ("Ġ", "sky"), ("l", "l"), ("'", "ll"), ("Ċ", "Ċ"), (".", ".")]
+    pairs += [(letter * length, letter * length) for length in [1, 2, 4, 8] for letter in "sĠ"]
+    symbols = [*alphabet, *(left + right for left, right in pairs)]
+    bytelevel = tokenizers.Tokenizer(models.BPE({symbol: n for n, symbol in enumerate(symbols)}, pairs))
+    bytelevel.normalizer = normalizers.NFC()
+    bytelevel.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bytelevel.decoder = decoders.ByteLevel()
+    scores = [("<unk>", 0.0), ("▁", -2.0), ("▁sky", -3.0), ("s", -4.0), ("ky", -4.0), ("漢", -5.0), ("▁the", -3.0)]
+    scores += [("s" * length, -4.0) for length in [4, 8, 9, 16]]
+    unigram = tokenizers.Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=False))
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
+    unigram.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    found = {"wordpiece": wordpiece, "bytelevel": bytelevel, "unigram": unigram}
+    for each in found.values():
+        each.add_special_tokens(["[SEP]", "<|end of text|>", tokenizers.AddedToken("[MASK]", lstrip=True)])
+    return found
+
+
+KINDS = kinds()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds")
+    for name, each in KINDS.items():
+        each.save(str(folder / name))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=TEXTS, limit=st.integers(1, 12))
+@settings(deadline=None)
+def test_a_long_text_gives_the_tokens_that_the_whole_of_it_begins_with(
+    folder: Path, kind: str, text: str, limit: int
+) -> None:
+    tokenizer = Tokenizer(folder / kind, max_tokens=limit)
+
+    (prompt,) = tokenizer.encode([text], truncate=True)
+
+    whole = KINDS[kind].encode(text, add_special_tokens=False).ids
+    assert ids(prompt.content) == whole[:limit]
+    assert prompt.truncated == (len(whole) > limit)
+
+
+@pytest.mark.parametrize(
+    "tail", ["unicodes", "we'll", "<|end of text|>", " [MASK]", "s" * 24, "e\u0301", "\u1100\u1161"]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_does_not_matter_where_a_long_text_is_cut(folder: Path, kind: str, tail: str) -> None:
+    for limit in [1, 2, 3, 5]:
+        tokenizer = Tokenizer(folder / kind, max_tokens=limit)
+        texts = [f"sky{filler * count}{tail} sky sky sky" for filler in [" ", "s"] for count in range(70)]
+
+        prompts = tokenizer.encode(texts, truncate=True)
+
+        wholes = [encoding.ids for encoding in KINDS[kind].encode_batch(texts, add_special_tokens=False)]
+        assert [ids(prompt.content) for prompt in prompts] == [whole[:limit] for whole in wholes]
+        assert [prompt.truncated for prompt in prompts] == [len(whole) > limit for whole in wholes]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=TEXTS, limit=st.integers(1, 12))
+@settings(deadline=None)
+def test_a_long_text_is_refused_when_the_whole_of_it_is_too_long(
+    folder: Path, kind: str, text: str, limit: int
+) -> None:
+    tokenizer = Tokenizer(folder / kind, max_tokens=limit)
+    whole = KINDS[kind].encode(text, add_special_tokens=False).ids
+
+    if len(whole) <= limit:
+        assert ids(tokenizer.encode([text], truncate=False)[0].content) == whole
+    else:
+        with pytest.raises(InputTooLong, match=r"^the input length exceeds the context length") as caught:
+            tokenizer.encode([text], truncate=False)
+        assert limit < caught.value.tokens <= len(whole)
+
+
+@pytest.mark.parametrize("piece", ["a", " ", "\u0301", "\0"])
+def test_a_million_characters_before_the_first_token_are_read_to_their_end(tokenizer: Tokenizer, piece: str) -> None:
+    (prompt,) = tokenizer.encode([piece * 1_000_000 + " sky"], truncate=False)
+
+    assert ids(prompt.content)[-2:] == [SKY, SEP]
+
+
+def test_a_text_without_an_end_is_not_read_to_its_end(tokenizer: Tokenizer) -> None:
+    text = "a" * 5_000_000 + " sky"
+
+    (prompt,) = tokenizer.encode([text], truncate=True)
+    with pytest.raises(InvalidInput, match=r"^the input length exceeds the context length: over 1048576 characters"):
+        tokenizer.encode([text], truncate=False)
+
+    assert (prompt.tokens, prompt.truncated) == (3, True)
+
+
+@pytest.mark.parametrize("piece", ["why is the sky ", "漢", ".", "sky\n"])
+def test_a_huge_text_costs_no_more_than_the_part_that_counts(tokenizer: Tokenizer, piece: str) -> None:
+    text = piece * (8_000_000 // len(piece))
+
+    start = perf_counter()
+    (prompt,) = tokenizer.encode([text], truncate=True)
+    with pytest.raises(InputTooLong, match=r"^the input length exceeds the context length: more than 8 tokens"):
+        tokenizer.encode([text, text], truncate=False)
+    seconds = perf_counter() - start
+
+    assert (prompt.tokens, prompt.truncated) == (8, True)
+    assert seconds < 0.5  # all of it takes seconds
+
+
+def test_many_long_texts_are_read_in_portions(tokenizer: Tokenizer) -> None:
+    texts = ["a" * length + " sky" * 9 for length in [300_000, 10, 200_000, 100_000, 3, 262_144]]
+
+    together = tokenizer.encode([[WHY], *texts, [IS]], truncate=True)
+
+    alone = [tokenizer.encode([text], truncate=True)[0] for text in texts]
+    assert ids(together[0].content) == [CLS, WHY, SEP]
+    assert [ids(prompt.content) for prompt in together[1:-1]] == [ids(prompt.content) for prompt in alone]
+    assert ids(together[-1].content) == [CLS, IS, SEP]
 
 
 def test_a_limit_above_the_models_own_changes_nothing(tokenizer: Tokenizer) -> None:
@@ -153,3 +296,18 @@ def test_the_real_tokenizer_gives_what_the_reference_gives(minilm: dict[str, Pat
 
     assert ids(why.content) == [101, 2339, 2003, 1996, 3712, 2630, 1029, 102]
     assert ids(empty.content) == [101, 102]
+
+
+@pytest.mark.model
+@given(text=TEXTS, limit=st.integers(3, 40))
+@settings(deadline=None)
+def test_the_real_tokenizer_gives_of_a_long_text_what_the_whole_of_it_gives(
+    minilm: dict[str, Path], text: str, limit: int
+) -> None:
+    tokenizer = Tokenizer(minilm["tokenizer.json"], max_tokens=100_000)
+
+    (cut,) = tokenizer.encode([text], truncate=True, max_tokens=limit)
+
+    (whole,) = tokenizer.encode([text], truncate=False)
+    assert ids(cut.content)[:-1] == ids(whole.content)[:-1][: limit - 1]
+    assert cut.truncated == (whole.tokens > limit)

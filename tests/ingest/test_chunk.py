@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.ingest.chunk import WINDOW, Passage, chunked, embedded, room
+from appliance.ingest.chunk import WIDEST, WINDOW, Passage, chunked, embedded, room
 
 _PIECE = re.compile(r"[a-zA-Z0-9]{1,4}|\S")
 
@@ -14,6 +14,11 @@ _PIECE = re.compile(r"[a-zA-Z0-9]{1,4}|\S")
 def spans(text: str) -> list[tuple[int, int]]:
     """Tokens like those of a model: up to four letters, or one other sign."""
     return [found.span() for found in _PIECE.finditer(text)]
+
+
+def words(text: str) -> list[tuple[int, int]]:
+    """Tokens like those of an engine that reads no punctuation."""
+    return [found.span() for found in re.finditer(r"[a-zA-Z0-9]{1,4}", text)]
 
 
 def texts(passages: list[Passage]) -> list[str]:
@@ -68,6 +73,99 @@ def test_every_visible_character_is_in_a_passage_that_fits(text: str, size: int,
     passages = chunked(text, spans=spans, size=size, overlap=overlap, media_type=media_type)
 
     check(text, passages, size=size, overlap=overlap)
+
+
+_sparse = st.tuples(
+    st.sampled_from(
+        [
+            "word ", "a ", "averylongword", "A sentence. ", "\n\n", "\n", " ", "\n# Title\n", "\n# - - -", "\n```\n",
+            "\n- ", "\u200b", "\u200b ", "\u0301", ". ", ".", "--- | ", "\n| ", "\n----------\n", "\n    ",
+            "\U0001f469\u200d", "。",
+        ]
+    ),
+    st.integers(1, 4) | st.integers(1, 400),
+)  # fmt: skip
+
+
+@given(
+    text=st.lists(_sparse, max_size=16).map(lambda parts: "".join(piece * times for piece, times in parts)),
+    size=st.integers(8, 60),
+    overlap=st.integers(0, 30),
+    media_type=st.sampled_from(["text/plain", "text/markdown"]),
+)
+@settings(max_examples=250, deadline=None)
+def test_passages_grow_with_the_text_and_no_faster_where_tokens_are_few(
+    text: str, size: int, overlap: int, media_type: str
+) -> None:
+    passages = chunked(text, spans=words, size=size, overlap=overlap, media_type=media_type)
+
+    most = len(words(text)) / size + len(text) / (size * WIDEST)
+    assert len(passages) <= 4 + 8 * most
+    covered = 0
+    for place, passage in enumerate(passages):
+        assert passage.text == text[passage.start : passage.end]
+        assert len(words(passage.text)) <= passage.tokens <= size
+        assert len(passage.text) <= size * WIDEST
+        assert len(passage.header) <= size * WIDEST // 4
+        assert not text[covered : passage.start].strip(), "nothing is left out"
+        if place:
+            assert passages[place - 1].start < passage.start
+            assert passages[place - 1].end < passage.end
+            repeated = text[passage.start : max(passage.start, passages[place - 1].end)]
+            assert len(words(repeated)) <= overlap
+            assert len(repeated) <= overlap * WIDEST
+        if place > 1:
+            assert passages[place - 2].end <= passage.start, "nothing is in three passages"
+        covered = passage.end
+    assert not text[covered:].strip() or not words(text)
+
+
+@pytest.mark.parametrize("size", [20, 240])
+@pytest.mark.parametrize("overlap", [0, 8, 32, 120])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello " + "\u200b " * 8000 + "bye",
+        "hello " + ". " * 8000 + "bye",
+        "| a | b |\n|" + " --- |" * 1500 + "\n| c | d |\n",
+        "First.\n\n" + "----------\n" * 1500 + "last",
+        ("word " + "\u200b " * 30) * 500,
+        "# " + "- " * 5000 + "\n" + "word " * 3000,
+        ("a" + "\u0301" * 5000 + " ") * 4,
+        ("| a " + ". " * 60 + "\n") * 150,
+        "```\n" + ("a " + ". " * 60 + "\n") * 150 + "```\n",
+    ],
+    ids=["zero width", "dots", "table rule", "dashes", "words", "heading", "accents", "rows", "code"],
+)
+def test_a_small_text_with_few_tokens_stays_small(text: str, size: int, overlap: int) -> None:
+    passages = chunked(text, spans=words, size=size, overlap=overlap, media_type="text/markdown")
+
+    assert sum(len(passage.text) + len(passage.header) for passage in passages) <= 2.5 * len(text)
+    assert len(passages) <= 4 + 5 * (len(words(text)) / size + len(text) / (size * WIDEST))
+
+
+@pytest.mark.parametrize("text", ["\u200b" * 300_000, "\u0301" * 300_000, "<" * 500_000, "# " * 100_000, ". " * 8000])
+def test_a_long_text_in_which_no_token_is_found_has_no_passages(text: str) -> None:
+    assert chunked(text, spans=words, size=240, overlap=32, media_type="text/markdown") == []
+
+
+def test_a_short_text_in_which_no_token_is_found_is_one_passage() -> None:
+    assert chunked(" ?!\n", spans=words, size=240, overlap=32) == [Passage(0, 3, " ?!", 0, "")]
+
+
+def test_nothing_is_repeated_before_the_first_token_nor_where_there_is_none() -> None:
+    text = "\u200b" * 1000 + " one two " + "\u200b" * 1000
+
+    passages = chunked(text, spans=words, size=20, overlap=8)
+
+    assert sum(passage.tokens for passage in passages) == 2
+    assert all(before.end <= after.start for before, after in pairwise(passages))
+
+
+def test_an_indentation_longer_than_a_passage_is_left_out() -> None:
+    text = "one\n" + " " * 10_000 + "two\n    three"
+
+    assert texts(plain(text, size=8)) == ["one", "two\n    three"]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n \t\n"])
@@ -275,8 +373,28 @@ def test_a_text_longer_than_a_window_is_tokenised_as_if_it_were_in_one_piece() -
         "\n|" * 200_000,
         "中" * 150_000,
         "a\n---\n" * 75_000,
+        "\u200b " * 250_000,
+        "e" + "\u0301" * 500_000,
+        "# a\n" * 62_500 + "```\n" + "code\n" * 50_000 + "```",
+        "a" + " " * 500_000 + "b",
     ],
-    ids=["prose", "headings", "fences", "dots", "only dots", "cjk ends", "hashes", "blank", "rows", "cjk", "setext"],
+    ids=[
+        "prose",
+        "headings",
+        "fences",
+        "dots",
+        "only dots",
+        "cjk ends",
+        "hashes",
+        "blank",
+        "rows",
+        "cjk",
+        "setext",
+        "zero width",
+        "accents",
+        "headings before code",
+        "spaces",
+    ],
 )
 def test_half_a_megabyte_of_anything_is_cut_in_seconds(text: str) -> None:
     started = time.process_time()

@@ -127,11 +127,12 @@ class HashingEngine:
     def _prompt(self, text: str | Sequence[int], *, limit: int, truncate: bool) -> Prompt:
         if not isinstance(text, str):
             raise InvalidInput("feature hashing has no vocabulary: send text, not token ids", param="input")
-        words = _WORD.findall(text)
+        # One more than the limit tells that there are more; a text of millions is not taken apart for it.
+        words = [match[0] for match in itertools.islice(_WORD.finditer(text), limit + 1)]
         count = len(words)
         if count > limit:
             if not truncate:
-                raise InputTooLong(tokens=count, limit=limit)
+                raise InputTooLong(tokens=count, limit=limit, exact=False)
             words = words[:limit]
         # Normalised only now that words are short: reordering a long run of accents takes quadratic time.
         words = unicodedata.normalize("NFKC", " ".join(words)).casefold().split()

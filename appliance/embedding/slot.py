@@ -1,0 +1,141 @@
+"""One model's place in memory: loaded once for all who ask, and unloaded under nobody's feet."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from time import monotonic
+
+import structlog
+
+from appliance.embedding.embedder import Embedder
+from appliance.embedding.threads import on_thread
+from appliance.errors import ApplianceError, EngineFailed, EngineUnavailable
+
+_DRAIN = 0.05
+"""Seconds between two looks whether the calls of a model that is to go have ended."""
+
+_STOPPING = "the appliance is stopping"
+
+log = structlog.get_logger(__name__)
+
+
+class Slot:
+    """Empty, taken by `embedder`, or changing from one to the other. Belongs to one event loop.
+
+    A change is a task of its own: it goes on when the callers that wait for it leave, and the next one waits for it, so
+    that a model is never in memory twice.
+
+    Args:
+        name: of the model.
+        make: opens the model; blocking, called on a thread of its own.
+        keep_alive: seconds the model stays after its last use; negative for ever.
+    """
+
+    def __init__(self, name: str, make: Callable[[], Embedder], *, keep_alive: float) -> None:
+        self.embedder: Embedder | None = None
+        self.keep_alive = keep_alive
+        self.trouble = "not loaded"
+        """Why the model cannot be had; empty once it was loaded, until a load fails."""
+        self._name = name
+        self._make = make
+        self._change: asyncio.Task[None] | None = None
+        self._awaited = 0
+        self._closed = False
+
+    def expires(self) -> float | None:
+        """When the model's time is over, on the monotonic clock; None for never."""
+        if self.embedder is None or self.keep_alive < 0:
+            return None
+        return self.embedder.last_used + self.keep_alive
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is a model that no call is under way on, and that no caller of `get` is just about to use."""
+        return self.embedder is not None and not self.embedder.busy and not self._awaited
+
+    async def get(self) -> Embedder:
+        """The model's embedder. A caller may hold on to it: unloaded meanwhile, it asks here again when it is used.
+
+        Raises:
+            EngineUnavailable: the model cannot be opened, or the slot is closed.
+            EngineFailed: opening it failed unexpectedly, or it gave no usable vector for a plain word.
+        """
+        while self.embedder is None:
+            if self._closed:
+                raise EngineUnavailable(_STOPPING)
+            change = self._change or self._begin(self._load())
+            self._awaited += 1
+            try:
+                await asyncio.wait([change])  # unlike `await change`, leaves it alone when this caller is cancelled
+            finally:
+                self._awaited -= 1
+            change.result()
+        self.embedder.last_used = monotonic()
+        return self.embedder
+
+    def empty(self) -> None:
+        """Begin to unload: calls under way end well, later ones ask `get`. Nothing where no model is loaded."""
+        if (embedder := self.embedder) is not None:
+            self.embedder = None
+            embedder.successor = self.get
+            self._begin(self._unload(embedder))
+
+    async def settled(self) -> None:
+        """Return once the change under way, if any, has ended."""
+        if self._change is not None:
+            await asyncio.wait([self._change])
+
+    async def close(self) -> None:
+        """Unload, whatever waits for the model, also one that is still loading. Nothing is loaded afterwards."""
+        self._closed = True
+        self.empty()
+        await self.settled()
+
+    def _begin(self, change: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        self._change = asyncio.create_task(change)
+        self._change.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, if all have left
+        return self._change
+
+    async def _load(self) -> None:
+        if self.trouble:
+            self.trouble = "loading"
+        try:
+            self.embedder = await self._opened()
+            self.trouble = ""
+        except asyncio.CancelledError:
+            raise
+        except ApplianceError as error:
+            self.trouble = error.message
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
+            log.exception("model not loaded", model=self._name)
+            self.trouble = f"{self._name} could not be loaded: unexpected {type(error).__name__}"
+            raise EngineFailed(self.trouble) from error
+        finally:
+            self._change = None
+
+    async def _opened(self) -> Embedder:
+        embedder = await on_thread(self._make, name=f"load {self._name}")
+        try:
+            await self._check(embedder)
+        except Exception:
+            await on_thread(embedder.close, name=f"unload {self._name}")
+            raise
+        return embedder
+
+    async def _check(self, embedder: Embedder) -> None:
+        try:
+            await embedder.embed(["ready"])
+        except (ApplianceError, ValueError) as error:
+            raise EngineFailed(f"{self._name} was loaded, but does not embed: {error}") from error
+        if self._closed:
+            raise EngineUnavailable(_STOPPING)
+
+    async def _unload(self, embedder: Embedder) -> None:
+        try:
+            while embedder.busy and not self._closed:  # noqa: ASYNC110  # it may become so in any task
+                await asyncio.sleep(_DRAIN)
+            await on_thread(embedder.close, name=f"unload {self._name}")
+        except Exception:
+            log.exception("model not unloaded cleanly", model=self._name)
+        finally:
+            self._change = None
