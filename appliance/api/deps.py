@@ -1,15 +1,20 @@
-"""What routes ask for: the appliance, and a JSON body whatever its Content-Type says."""
+"""What routes ask for: the appliance, a JSON body whatever its Content-Type says, and a query string of known names."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from time import time
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from fastapi import Depends, Request
-from pydantic import BaseModel, ValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
 
+from appliance.api.errors import invalid
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.embedding.registry import Registry
@@ -23,6 +28,12 @@ Body = TypeVar("Body", bound=BaseModel)
 
 BUILT_IN = datetime(2026, 1, 1, tzinfo=UTC)
 """When a model without files "was modified": before any that was pulled, and the same after every start."""
+
+_LARGE = 2**20
+"""Bytes of a body that is read in a thread: the others must not wait for it."""
+
+_DEPTH = 32
+"""Objects and lists inside each other, at most, in metadata and in what is compared with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +67,7 @@ class Appliance:
     def ready(self) -> dict[str, str]:
         """For each part that the first answers need: `ok`, or what is missing."""
         default = self.registry.default.name
-        return {"database": "ok", f"model {default}": self.registry.trouble(default) or "ok"}
+        return {"index": self.ingestor.trouble or "ok", f"model {default}": self.registry.trouble(default) or "ok"}
 
     def installed(self) -> list[tuple[ModelSpec, datetime]]:
         """The models whose files are here and when they came, newest first: one order for every list of models."""
@@ -78,6 +89,63 @@ async def _registry(request: Request) -> Registry:
 
 ApplianceDep = Annotated[Appliance, Depends(_appliance)]
 RegistryDep = Annotated[Registry, Depends(_registry)]
+
+
+async def known_query(request: Request) -> None:
+    """Refuse an address that is not UTF-8, and a parameter that the route does not have: `mod=vector`, left unread,
+    would be a search that nobody asked for. A dependency of whole routers.
+
+    Raises:
+        InvalidInput: with the name that may have been meant.
+    """
+    try:
+        for raw in (request.scope.get("raw_path", b""), request.scope["query_string"]):
+            unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("the address is not UTF-8") from None
+    route = request.scope["route"]
+    known = [each.alias for each in route.dependant.query_params] if isinstance(route, APIRoute) else []
+    for name in request.query_params:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there {_listed(known)}"
+            raise InvalidInput(f"there is no query parameter {name[:100]}: {hint}", param=name[:100])
+
+
+def _listed(known: list[str]) -> str:
+    return f"is {', '.join(known)}" if known else "is none here"
+
+
+def checked_json(value: Any) -> Any:
+    """`value`, which came as JSON, if a store can keep it: not too deep, and no number that loses digits.
+
+    Raises:
+        ValueError: saying which of the two.
+    """
+    level = [value]
+    for _ in range(_DEPTH + 1):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, int | float) and not -(2**63) <= each < 2**63:
+                raise ValueError("a number is beyond 64 bits: write it as text")
+        if not below:
+            return value
+        level = below
+    raise ValueError(f"more than {_DEPTH} objects and lists are inside each other")
+
+
+JsonObject: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(checked_json)]
+"""Metadata, or conditions on it."""
+
+
+class StrictBody(BaseModel):
+    """A body of our own routes: no unknown fields, and `true` or `"10"` is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def parsed(raw: bytes) -> Any:
@@ -102,10 +170,15 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     Raises:
         InvalidInput: no JSON object, or not one of this form.
     """
-    content = parsed(await request.body())
-    if not isinstance(content, dict):
-        raise InvalidInput("the request body must be a JSON object")
-    return validated(content, model)
+    raw = await request.body()
+
+    def read() -> Body:
+        content = parsed(raw)
+        if not isinstance(content, dict):
+            raise InvalidInput("the request body must be a JSON object")
+        return validated(content, model)
+
+    return read() if len(raw) < _LARGE else await asyncio.to_thread(read)
 
 
 def validated(content: Any, model: type[Body]) -> Body:
@@ -118,9 +191,7 @@ def validated(content: Any, model: type[Body]) -> Body:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InvalidInput(f"{param}: {message}" if param else message, param=param or None) from None
+        raise invalid(first, first["loc"]) from None
 
 
 def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:

@@ -1,6 +1,6 @@
 """From what went wrong to an answer: one table of statuses, and for each API the shape its clients read errors in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -38,6 +38,27 @@ CODES: Mapping[type[ApplianceError], str] = {
 """OpenAI's `code`, where it has one."""
 
 INTERNAL = "something went wrong inside the appliance; its log says what"
+
+_LONGEST = 500
+"""Characters of a message at most: some quote what the caller wrote."""
+
+_LONGEST_PARAM = 100
+
+WORDS: Mapping[str, str] = {
+    "bool_type": "true or false is needed",
+    "dict_type": "an object is needed",
+    "float_parsing": "a number is needed",
+    "float_type": "a number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "list_type": "a list is needed",
+    "missing": "it is missing",
+    "model_type": "an object is needed",
+    "string_type": "a text is needed",
+    "string_unicode": "it is not Unicode text",
+    "extra_forbidden": "there is no such field",
+}
+"""What we say for some of pydantic's types of error, whose own words are about Python."""
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -83,6 +104,7 @@ def envelope(
         headers: to send along.
         more: members to add to problem details.
     """
+    message = shortened(message, _LONGEST)
     media_type = "application/json"
     body: dict[str, Any]
     if is_openai(path):
@@ -96,6 +118,18 @@ def envelope(
         body |= {name: value for name, value in (("param", param), ("code", code)) if value is not None}
         body |= more or {}
     return Response(orjson.dumps(body), status, headers, media_type)
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def invalid(error: Mapping[str, Any], loc: Sequence[object]) -> errors.InvalidInput:
+    """What pydantic found wrong at `loc`, as an error of ours: `param` is the path to it."""
+    param = shortened(".".join(str(part) for part in loc), _LONGEST_PARAM)
+    message = WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return errors.InvalidInput(f"{param}: {message}" if param else message, param=param or None)
 
 
 def install(app: FastAPI) -> None:
@@ -135,9 +169,7 @@ async def _invalid_request(request: Request, error: Exception) -> Response:
     """A path or query parameter of the wrong form."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"][1:])
-    invalid = errors.InvalidInput(f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
-    return await _appliance_error(request, invalid)
+    return await _appliance_error(request, invalid(first, first["loc"][1:]))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -19,7 +19,7 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: {"description": "Something is missing; the body says what."}})
 async def ready(request: Request) -> JSONResponse:
-    """Ready: the database is open and the default model has answered a known text with a finite unit vector."""
+    """Ready: documents get on, and the default model has answered a plain word with a usable vector."""
     components: dict[str, str] = request.app.state.appliance.ready()
     fine = all(state == "ok" for state in components.values())
     return JSONResponse(

@@ -66,7 +66,7 @@ class Metrics:
         self._engine_seconds.labels(model).observe(seconds)
 
     def searched(self, stage: str, *, seconds: float) -> None:
-        """A stage of a search (`embed`, `vector`, `keyword`, `total`) took this long."""
+        """A search took this long; `stage` is `total`."""
         self._search_seconds.labels(stage).observe(seconds)
 
     def ingested(self, state: str) -> None:

@@ -17,12 +17,11 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from appliance.api.deps import ApplianceDep, RegistryDep, json_body, request_body
 from appliance.embedding.embedder import Embedder, Embeddings
 from appliance.embedding.pull import Progress
-from appliance.embedding.registry import Registry
+from appliance.embedding.registry import OPENAI_NAMES, Registry
 from appliance.embedding.spec import ModelSpec, OnnxSpec
 from appliance.errors import (
     ApplianceError,
     EngineUnavailable,
-    InputTooLong,
     InvalidInput,
     ModelNotFound,
 )
@@ -109,7 +108,7 @@ class EmbedBody(ModelBody):
         Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
     ] = None
     truncate: bool | None = None
-    dimensions: int | None = None
+    dimensions: int | None = Field(default=None, strict=True)
     keep_alive: KeepAlive = None
     options: Options = None
 
@@ -183,11 +182,16 @@ async def embeddings(registry: RegistryDep, body: Annotated[PromptBody, Depends(
 
 @router.get("/api/tags")
 async def tags(appliance: ApplianceDep) -> Response:
-    """The installed models, newest first."""
-    models = [
-        {**_identity(spec), "modified_at": modified.isoformat(), "capabilities": ["embedding"]}
-        for spec, modified in appliance.installed()
-    ]
+    """The installed models, newest first, each followed by its aliases: clients look for the name they use."""
+    aliases: dict[str, list[str]] = {}
+    for alias, card in appliance.registry.aliases().items():
+        if "/" not in alias and alias not in OPENAI_NAMES:
+            aliases.setdefault(card, []).append(alias)
+    models = []
+    for spec, modified in appliance.installed():
+        about = {**_identity(spec), "modified_at": modified.isoformat(), "capabilities": ["embedding"]}
+        names = dict.fromkeys(_tagged(each) for each in (spec.name, *aliases.get(spec.name, ())))
+        models += [{**about, "name": name, "model": name} for name in names]
     return _json({"models": models})
 
 
@@ -313,14 +317,7 @@ async def _embedded(
     if num_ctx < 1:
         raise InvalidInput("input exceeds maximum context length and cannot be truncated further", param="options")
     limit = int(min(num_ctx, embedder.max_tokens))
-    try:
-        return await embedder.embed(texts, dimensions=dimensions, truncate=truncate, max_tokens=limit)
-    except InputTooLong:
-        raise
-    except InvalidInput as error:
-        if error.param == "dimensions" or limit == embedder.max_tokens:
-            raise
-        raise InvalidInput(f"input after truncation exceeds maximum context length: {error.message}") from error
+    return await embedder.embed(texts, dimensions=dimensions, truncate=truncate, max_tokens=limit)
 
 
 def _known(registry: Registry, name: str) -> ModelSpec:

@@ -55,7 +55,9 @@ class EmbeddingsBody(BaseModel):
     encoding_format: str | None = Field(
         default=None, description="float (the default) or base64 of little-endian float32"
     )
-    dimensions: int | None = Field(default=None, ge=0, description="shorten to this many; 0 is as if left out")
+    dimensions: int | None = Field(
+        default=None, ge=0, strict=True, description="shorten to this many; 0 is as if left out"
+    )
     user: Any = Field(default=None, description="ignored")
     truncate: bool | None = Field(default=None, description="false refuses a text that is too long (an extension)")
     input_type: str | None = Field(default=None, description="query, or document (the default) (an extension)")

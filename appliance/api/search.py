@@ -8,37 +8,45 @@ from time import perf_counter
 from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
-from appliance.api.deps import Appliance, ApplianceDep, json_body, parsed, request_body
-from appliance.api.documents import DEFAULT_COLLECTION
-from appliance.errors import InvalidInput
-from appliance.search.retriever import Found
+from appliance.api.deps import (
+    Appliance,
+    ApplianceDep,
+    JsonObject,
+    StrictBody,
+    json_body,
+    known_query,
+    parsed,
+    request_body,
+)
+from appliance.api.documents import DEFAULT_COLLECTION, empty_until_made
+from appliance.embedding.spec import ModelSpec
+from appliance.errors import CollectionNotFound, InvalidInput
+from appliance.search.retriever import MAX_LIMIT, Found, Mode
 from appliance.store.base import Condition, Value, Where
 
-router = APIRouter(tags=["search"])
+router = APIRouter(tags=["search"], dependencies=[Depends(known_query)])
 
-Mode = Literal["hybrid", "vector", "keyword"]
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
 _OPS: dict[str, Op] = {op: op for op in get_args(Op)}
 
-MAX_K = 1000
-"""Matches of one search at most."""
+MAX_CONDITIONS = 100
+MAX_VALUES = 10_000
+"""Of one search at most: each condition is looked at for each passage; the values are those of `in`, together."""
 
-_CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>!=|<=|>=|=|<|>)\s*(?P<value>.*)", re.DOTALL)
+_CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>[=!<>]+)\s*(?P<value>.*)", re.DOTALL)
 
 
-class SearchBody(BaseModel):
+class SearchBody(StrictBody):
     """A search that does not fit into a URL."""
 
-    model_config = ConfigDict(extra="forbid")
-
     q: str
-    k: int = Field(default=10, ge=1, le=MAX_K)
+    k: int = Field(default=10, ge=1, le=MAX_LIMIT)
     collection: str = DEFAULT_COLLECTION
     mode: Mode = "hybrid"
     min_score: float | None = Field(default=None, allow_inf_nan=False)
-    where: dict[str, JsonValue] = Field(
+    where: JsonObject = Field(
         default_factory=dict,
         description='metadata a match must have: {"lang": "en", "year": {">=": 2020}, "tag": {"in": ["a", "b"]}}',
     )
@@ -76,7 +84,7 @@ class SearchAnswer(BaseModel):
 async def search(  # noqa: PLR0917  # FastAPI passes them by name
     appliance: ApplianceDep,
     q: Annotated[str, Query(description="a person's words; nothing in them is an operator")],
-    k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
+    k: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 10,
     collection: str = DEFAULT_COLLECTION,
     mode: Mode = "hybrid",
     min_score: Annotated[
@@ -88,7 +96,7 @@ async def search(  # noqa: PLR0917  # FastAPI passes them by name
     model: str | None = None,
 ) -> SearchAnswer:
     """Find passages by meaning, by words, or by both."""
-    conditions = [_parsed(each) for each in where or ()]
+    conditions = _bounded([_parsed(each) for each in where or ()])
     return await _search(
         appliance, q=q, k=k, collection=collection, mode=mode, min_score=min_score, where=conditions, model=model
     )
@@ -106,7 +114,7 @@ async def search_with_body(
         collection=body.collection,
         mode=body.mode,
         min_score=body.min_score,
-        where=[each for key, wanted in body.where.items() for each in _conditions(key, wanted)],
+        where=_bounded([each for key, wanted in body.where.items() for each in _conditions(key, wanted)]),
         model=body.model,
     )
 
@@ -123,19 +131,20 @@ async def _search(
     model: str | None,
 ) -> SearchAnswer:
     start = perf_counter()
-    where_to = await asyncio.to_thread(appliance.catalog.collection, collection)
-    spec = appliance.registry.within(where_to.space, where_to.model, asked=model)
+    spec, dimensions = await _space(appliance, collection, asked=model)
     embedder = None if mode == "keyword" else await appliance.registry.get(spec.name)
-    found = await appliance.retriever.search(
-        q,
-        embedder=embedder,
-        collection=collection,
-        dimensions=where_to.dimensions,
-        limit=k,
-        mode=mode,
-        min_score=min_score,
-        where=where,
-    )
+    found: list[Found] = []
+    with empty_until_made(collection):
+        found = await appliance.retriever.search(
+            q,
+            embedder=embedder,
+            collection=collection,
+            dimensions=dimensions,
+            limit=k,
+            mode=mode,
+            min_score=min_score,
+            where=where,
+        )
     seconds = perf_counter() - start
     appliance.metrics.searched("total", seconds=seconds)
     return SearchAnswer(
@@ -145,6 +154,21 @@ async def _search(
         seconds=round(seconds, 6),
         matches=[_info(each) for each in found],
     )
+
+
+async def _space(appliance: Appliance, collection: str, *, asked: str | None) -> tuple[ModelSpec, int]:
+    """The card to embed the question with, and the dimensions of the collection's vectors: those it will have, for the
+    default collection before it is made.
+    """
+    try:
+        there = await asyncio.to_thread(appliance.catalog.collection, collection)
+    except CollectionNotFound:
+        if collection != DEFAULT_COLLECTION:
+            raise
+        spec = appliance.registry.default
+        spec = appliance.registry.within(spec.space, spec.name, asked=asked)
+        return spec, spec.dimensions
+    return appliance.registry.within(there.space, there.model, asked=asked), there.dimensions
 
 
 def _info(found: Found) -> MatchInfo:
@@ -169,11 +193,25 @@ def _parsed(text: str) -> Condition:
     """`key op value`; a value that is JSON (a number, true, "quoted") is taken as such, anything else as text."""
     match = _CONDITION.fullmatch(text)
     if match is None:
-        raise InvalidInput(f"where is no condition: {text!r}; write key=value, or one of != < <= > >=", param="where")
+        raise InvalidInput(f"where is no condition: {text}; write key=value, or one of != < <= > >=", param="where")
+    if match["op"] not in _OPS:
+        raise InvalidInput(
+            f"where: {match['op']} is none of = != < <= > >=; put a value that begins with such a sign in quotes",
+            param="where",
+        )
     value: Any = match["value"]
     with suppress(InvalidInput):
         value = parsed(match["value"].encode())
     return next(_conditions(match["key"], {match["op"]: value if _is_value(value) else match["value"]}))
+
+
+def _bounded(where: list[Condition]) -> list[Condition]:
+    if len(where) > MAX_CONDITIONS:
+        raise InvalidInput(f"where has {len(where)} conditions; {MAX_CONDITIONS} are the most", param="where")
+    values = sum(len(each.value) for each in where if isinstance(each.value, tuple))
+    if values > MAX_VALUES:
+        raise InvalidInput(f"where has {values} values to choose from; {MAX_VALUES} are the most", param="where")
+    return where
 
 
 def _conditions(key: str, wanted: JsonValue) -> Iterator[Condition]:
@@ -183,7 +221,7 @@ def _conditions(key: str, wanted: JsonValue) -> Iterator[Condition]:
     for name, value in comparisons.items():
         op = _OPS.get(name)
         if op is None:
-            raise InvalidInput(f"where.{key}: {name!r} is none of {', '.join(_OPS)}", param="where")
+            raise InvalidInput(f"where.{key}: {name} is none of {', '.join(_OPS)}", param="where")
         if op == "in":
             values = [each for each in value if _is_value(each)] if isinstance(value, list) else []
             if not values or values != value:

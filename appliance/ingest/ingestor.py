@@ -4,19 +4,17 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from time import monotonic
-from typing import Literal, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import structlog
 
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.records import (
-    Change,
     Collection,
-    Document,
     Failed,
     NewDocument,
     Put,
@@ -38,7 +36,7 @@ from appliance.errors import (
     StoreError,
     StoreUnavailable,
 )
-from appliance.ingest.prepare import Cut, Incoming, cut, read
+from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, received
 from appliance.ingest.watchers import Watchers
 from appliance.store.base import Entry, Matrix, VectorStore
 
@@ -64,16 +62,6 @@ _HOLD = 5.0
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of an incoming document: `document` as it is now, or why it was refused."""
-
-    id: str
-    change: Change | Literal["refused"]
-    document: Document | None = None
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,7 +198,7 @@ class Ingestor:
         found = await asyncio.to_thread(self._catalog.collection, collection)
         self._registry.within(found.space, found.model, asked=model)
         given = await asyncio.get_running_loop().run_in_executor(
-            self._readers, lambda: [_read(each) for each in documents]
+            self._readers, lambda: [received(each) for each in documents]
         )
         accepted = [each for each in given if isinstance(each, NewDocument)]
         with self._watchers.watching(collection, (each.id for each in accepted)) as watched:
@@ -227,7 +215,7 @@ class Ingestor:
                         if each.document is not None and each.document.state in {"waiting", "working"}:
                             await watched[each.id].wait()
         fresh = await asyncio.to_thread(self._catalog.named, collection, [each.id for each in accepted])
-        return [replace(each, document=fresh.get(each.id, each.document)) for each in receipts]
+        return [each.renewed(fresh) for each in receipts]
 
     async def remove(self, collection: str, document: str) -> None:
         """Remove a document with its chunks.
@@ -426,13 +414,6 @@ class Ingestor:
         self.trouble = error.message if isinstance(error, ApplianceError) else f"unexpected {type(error).__name__}"
         log.error(event, error=self.trouble, exc_info=None if isinstance(error, ApplianceError) else error)
         await asyncio.sleep(_PAUSE)
-
-
-def _read(incoming: Incoming) -> NewDocument | Receipt:
-    try:
-        return read(incoming)
-    except InvalidInput as error:
-        return Receipt(incoming.id or incoming.name, "refused", error=error.message)
 
 
 def _chunks(done: _Done) -> int:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from typing import Literal
 
-from appliance.catalog.records import NewDocument, Work, content_hash
+from appliance.catalog.records import Change, Document, NewDocument, Work, content_hash
 from appliance.embedding.embedder import Embedder
 from appliance.errors import InvalidInput
 from appliance.ingest.chunk import chunked, embedded, room
@@ -29,6 +30,24 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of an incoming document: `document` as it is now, or why it was refused."""
+
+    id: str
+    change: Change | Literal["refused"]
+    document: Document | None = None
+    error: str = ""
+
+    def renewed(self, documents: Mapping[str, Document]) -> "Receipt":
+        """The same with the document as it is among `documents`, by id."""
+        if self.document is None:
+            return self
+        if self.id in documents:
+            return replace(self, document=documents[self.id])
+        return Receipt(self.id, "refused", error="it was removed again")
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """A document in pieces: its text, its chunks, and what is embedded for each of them."""
 
@@ -37,23 +56,22 @@ class Cut:
     inputs: Sequence[str]
 
 
-def read(incoming: Incoming) -> NewDocument:
-    """What the catalog is to keep of a document. Blocking.
-
-    Raises:
-        InvalidInput: it cannot be parsed, or there is no text in it.
-    """
-    parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
-    if not parsed.text.strip():
-        raise InvalidInput("there is no text in it")
-    new = NewDocument(
-        id=incoming.id or "",
-        body=incoming.body,
-        media_type=parsed.media_type,
-        title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
-        metadata=incoming.metadata,
-    )
-    return new if incoming.id is not None else replace(new, id=content_hash(new)[:32])
+def received(incoming: Incoming) -> NewDocument | Receipt:
+    """What the catalog is to keep of a document, or why it is refused: no text can be read from it. Blocking."""
+    try:
+        parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
+        if not parsed.text.strip():
+            return Receipt(incoming.id or incoming.name, "refused", error="there is no text in it")
+        new = NewDocument(
+            id=incoming.id or "",
+            body=incoming.body,
+            media_type=parsed.media_type,
+            title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
+            metadata=incoming.metadata,
+        )
+        return new if incoming.id is not None else replace(new, id=content_hash(new)[:32])
+    except InvalidInput as error:
+        return Receipt(incoming.id or incoming.name, "refused", error=error.message)
 
 
 def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:

@@ -1,5 +1,6 @@
 """Conditions on metadata: checked, decided in Python and written as SQL, so that every store means the same by them."""
 
+import json
 import math
 import operator
 import re
@@ -33,7 +34,7 @@ def check_where(where: Where) -> None:
                 "a metadata key to search by has no quotes, backslashes or control characters", param="where"
             )
         if condition.op not in (*_OPERATORS, "!=", "in"):
-            raise InvalidInput(f"{condition.op!r} is no comparison", param="where")
+            raise InvalidInput(f'"{condition.op}" is no comparison', param="where")
         if isinstance(condition.value, tuple) != (condition.op == "in"):
             raise InvalidInput("`in` takes several values, every other comparison one", param="where")
         for value in _values(condition):
@@ -46,18 +47,26 @@ def holds(where: Where, metadata: Mapping[str, object]) -> bool:
 
 
 def compiled(where: Where, column: str) -> tuple[str, tuple[Value, ...]]:
-    """The conditions, which were checked, as an SQL expression over a JSON column, and its parameters in order."""
+    """The conditions, which were checked, as an SQL expression over a JSON column, and its parameters in order. However
+    many values an `in` has, it takes a few parameters, and SQLite looks each row up in a table of them.
+    """
     parts = ["TRUE"]
     values: list[Value] = []
     for condition in where:
         path = f'$."{condition.key}"'
-        comparisons = []
+        kinds: dict[str, list[Value]] = {}
         for value in _values(condition):
-            sign = "=" if condition.op in ("!=", "in") else condition.op
+            kinds.setdefault(_kind(value), []).append(value)
+        comparisons = []
+        for kind, wanted in kinds.items():
+            compare = "= ?" if condition.op == "!=" else f"{condition.op} ?"
+            compared: Value = wanted[0]
+            if condition.op == "in":
+                compare, compared = "IN (SELECT value FROM json_each(?))", json.dumps(wanted)
             comparisons.append(
-                f"(json_type({column}, ?) IN {_JSON_TYPES[_kind(value)]} AND json_extract({column}, ?) {sign} ?)"
+                f"(json_type({column}, ?) IN {_JSON_TYPES[kind]} AND json_extract({column}, ?) {compare})"
             )
-            values += [path, path, value]
+            values += [path, path, compared]
         either = " OR ".join(comparisons) or "FALSE"
         parts.append(f"({either}) IS NOT TRUE" if condition.op == "!=" else f"({either})")
     return " AND ".join(parts), tuple(values)

@@ -1,5 +1,6 @@
 """Collections over HTTP."""
 
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -44,6 +45,19 @@ def test_a_name_is_taken_once(client: httpx.Client) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_a_collection_that_is_half_made_is_left_out_of_the_list(live: Any, client: httpx.Client) -> None:
+    appliance = live.app.state.appliance
+    name = f"c{uuid4().hex}"
+    spec = appliance.registry.default
+    appliance.catalog.create_collection(name, model=spec.name, space=spec.space, dimensions=64)
+
+    answer = client.get("/collections")
+
+    assert answer.status_code == 200
+    assert name not in [each["name"] for each in answer.json()["collections"]]
+    assert client.delete(f"/collections/{name}").status_code == 204
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -54,6 +68,9 @@ def test_a_name_is_taken_once(client: httpx.Client) -> None:
         ({"name": "ok", "dimensions": 4096}, 422),
         ({"name": "ok", "model": "nope"}, 404),
         ({"model": "hash"}, 422),
+        ({"name": "ok", "dimensions": True}, 422),
+        ({"name": "ok", "dimensions": "64"}, 422),
+        ({"name": "ok", "dimensions": 64.0}, 422),
     ],
 )
 def test_a_wrong_collection_is_refused(client: httpx.Client, body: dict[str, object], status: int) -> None:

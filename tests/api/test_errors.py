@@ -80,6 +80,12 @@ def test_a_path_that_does_not_exist_is_404_in_the_shape_of_where_it_would_be(
     assert ("openai" if isinstance(error, dict) else "ollama" if error else "problem") == expected
 
 
+@pytest.mark.parametrize("path", ["/v1/embeddings/", "/api/embed/", "/search/", "/collections/"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_slash_too_many_is_404_and_no_redirect(client: httpx.Client, method: str, path: str) -> None:
+    assert is_shaped(client.request(method, path, json={}), path, 404)
+
+
 def test_every_path_that_reads_a_body_refuses_rubbish_in_its_shape(
     client: httpx.Client, operations: dict[str, set[str]]
 ) -> None:

@@ -98,6 +98,11 @@ def test_another_encoding_is_refused(client: httpx.Client) -> None:
     assert error["param"] == "encoding_format"
 
 
+@pytest.mark.parametrize("dimensions", [True, "64", 64.0, [64]])
+def test_dimensions_are_a_whole_number(client: httpx.Client, dimensions: Any) -> None:
+    assert refusal(ask(client, "x", dimensions=dimensions))["param"] == "dimensions"
+
+
 def test_order_and_count_are_kept(client: httpx.Client) -> None:
     texts = [f"text number {n} " + "word " * (n * 7 % 50) for n in range(200)]
 

@@ -110,6 +110,10 @@ def test_nothing_in_a_question_is_an_operator(client: httpx.Client, shelf: str, 
         {"q": "x", "mode": "psychic"},
         {"q": "x", "min_score": "nan"},
         {"q": "x", "where": "novalue"},
+        {"q": "x", "where": "lang==en"},
+        {"q": "x", "where": "lang=>1"},
+        {"q": "x", "where": "lang!!en"},
+        {"q": "x", "where": [f"lang!={n}" for n in range(101)]},
     ],
 )
 def test_a_wrong_question_is_422(client: httpx.Client, shelf: str, query: dict[str, Any]) -> None:
@@ -117,6 +121,91 @@ def test_a_wrong_question_is_422(client: httpx.Client, shelf: str, query: dict[s
 
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "hint"),
+    [
+        ("/search?q=x&mod=vector", "mod", "did you mean mode?"),
+        ("/search?q=x&limit=3", "limit", "there is "),
+        ("/documents?colection=x", "colection", "did you mean collection?"),
+        ("/documents/x?q=y", "q", "there is collection"),
+        ("/collections?name=x", "name", "there is none here"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_422(client: httpx.Client, path: str, name: str, hint: str) -> None:
+    answer = client.get(path)
+
+    assert (answer.status_code, answer.json()["param"]) == (422, name)
+    assert hint in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("address", ["/search?q=%ff", "/search?q=x&%c3=1", "/documents/%ff", "/collections/%ed%a0%80"])
+def test_an_address_that_is_not_utf8_is_422(client: httpx.Client, address: str) -> None:
+    answer = client.get(address)
+
+    assert answer.status_code == 422
+    assert "UTF-8" in answer.json()["detail"]
+
+
+def test_a_sign_that_is_no_comparison_is_told(client: httpx.Client, shelf: str) -> None:
+    answer = client.get("/search", params={"collection": shelf, "q": "x", "where": "lang==en"})
+
+    assert "== is none of" in answer.json()["detail"]
+    assert ids(client, shelf, q="x", where='lang="=en"') == []
+
+
+@pytest.mark.parametrize("mode", ["vector", "keyword", "hybrid"])
+def test_a_choice_of_ten_thousand_and_a_hundred_conditions_are_answered(
+    client: httpx.Client, shelf: str, mode: str
+) -> None:
+    choice = {"year": {"in": list(range(1700, 11_700))}} | {f"k{n}": {"!=": n} for n in range(99)}
+
+    answer = client.post("/search", json={"q": "whale", "collection": shelf, "mode": mode, "where": choice})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["matches"][0]["document"] == "whale"
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"year": {"in": list(range(10_001))}}, "10000 are the most"),
+        ({"a": {"in": list(range(6_000))}, "b": {"in": list(range(6_000))}}, "12000 values"),
+        ({f"k{n}": n for n in range(101)}, "101 conditions"),
+        ({f"k{n}": {">": 1, "<": 9} for n in range(51)}, "102 conditions"),
+    ],
+)
+def test_a_filter_that_is_too_large_is_422_with_its_limit(
+    client: httpx.Client, shelf: str, where: dict[str, Any], says: str
+) -> None:
+    answer = client.post("/search", json={"q": "x", "collection": shelf, "where": where})
+
+    assert (answer.status_code, answer.json()["param"]) == (422, "where")
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"k": True}, {"k": "10"}, {"k": 1.0}, {"min_score": True}, {"min_score": "0.5"}, {"mode": 1}, {"where": []}],
+)
+def test_a_value_of_another_type_is_422_and_named(client: httpx.Client, shelf: str, body: dict[str, Any]) -> None:
+    answer = client.post("/search", json={"q": "x", "collection": shelf, **body})
+
+    assert (answer.status_code, answer.json()["param"]) == (422, next(iter(body)))
+
+
+def test_a_whole_number_is_a_least_score(client: httpx.Client, shelf: str) -> None:
+    answer = client.post("/search", json={"q": "whale", "collection": shelf, "min_score": 0})
+
+    assert answer.status_code == 200
+
+
+def test_a_condition_that_is_very_long_is_not_repeated_whole(client: httpx.Client, shelf: str) -> None:
+    answer = client.post("/search", json={"q": "x", "collection": shelf, "where": {"k" * 5000: {"like": 1}}})
+
+    assert answer.status_code == 422
+    assert len(answer.json()["detail"]) <= 500
 
 
 @pytest.mark.parametrize(

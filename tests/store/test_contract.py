@@ -349,6 +349,7 @@ def filled(store: Store) -> Store:
         ("v", "in", (1, "1"), "int text"),
         ("v", "in", (True, 7.5), "true"),
         ("v", "in", (), ""),
+        ("v", "in", ("true", 1.5), "float"),
         ("a.b", "=", "x", "dot"),
         ("ключ", "=", "да", "nested"),
         ("absent", "=", 1, ""),
@@ -364,6 +365,19 @@ def test_conditions_compare_like_with_like(filled: Store, key: str, op: str, val
 
     assert [match.document for match in by_vector] == expected.split()
     assert {match.document for match in by_words} == set(expected.split())
+
+
+def test_a_choice_of_ten_thousand_values_and_a_hundred_conditions_are_answered(filled: Store) -> None:
+    choice: tuple[Value, ...] = (True, 1.5, *range(9_000), *(f"text {n}" for n in range(1_000)), 'qu"o\\te\0', "é鯨")
+    where = [Condition("v", "in", choice), *(Condition("v", "!=", n) for n in range(1, 100))]
+    filled.put("c", "odd", [chunk(0, "apple", v='qu"o\\te\0')], Z[None])
+    filled.put("c", "far", [chunk(0, "apple", v="é鯨")], Z[None])
+
+    by_vector = filled.nearest("c", X, limit=20, where=where)
+    by_words = filled.matching("c", "apple", limit=20, where=where)
+
+    assert [match.document for match in by_vector] == ["float", "true", "far", "odd"]
+    assert {match.document for match in by_words} == {"float", "true", "far", "odd"}
 
 
 def test_all_conditions_hold_and_before_the_limit_is_applied(filled: Store) -> None:
