@@ -16,6 +16,7 @@ import pytest
 
 from appliance.cli.client import BATCH_FILES, Server
 from appliance.cli.files import LARGEST, Found, Skipped, find
+from appliance.cli.server import GRACE
 
 PROGRAM = (sys.executable, "-m", "appliance")
 
@@ -25,19 +26,26 @@ class Live(Protocol):
 
 
 def run(
-    *arguments: object, data: Path | None = None, given: str = "", **environment: str
+    *arguments: object, data: Path | None = None, given: str | bytes = "", **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("APPLIANCE_")}
     extra = ["--data", str(data)] if data else []
-    return subprocess.run(
-        [*PROGRAM, *map(str, arguments), *extra],
+    command = [*PROGRAM, *map(str, arguments), *extra]
+    done = subprocess.run(
+        command,
         env=clean | {"COLUMNS": "200"} | environment,
-        input=given,
+        input=given.encode() if isinstance(given, str) else given,
         check=False,
         capture_output=True,
-        text=True,
         timeout=60,
     )
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.fixture
@@ -154,6 +162,21 @@ class TestIngest:
         assert set(left) == {"notes/broken.txt", "notes/paper.pdf"}
         assert all(left.values())
 
+    def test_what_the_server_refuses_is_skipped_with_the_servers_own_reason(self, live: Live, folder: Path) -> None:
+        broken = b"\x00\x01\x02\x00" * 100
+        (folder / "broken.txt").write_bytes(broken)
+        alone = httpx.post(f"{live.url}/documents", files={"file": ("broken.txt", broken)}, timeout=20)
+
+        answers = [
+            run("ingest", path, "--url", live.url, "-c", "cli-reason", "--json")
+            for path in (folder, folder / "broken.txt")
+        ]
+
+        for answer, added in zip(answers, (2, 0), strict=True):
+            summary = json.loads(answer.stdout)
+            assert (answer.returncode, summary["added"], summary["failed"]) == (0, added, [])
+            assert [each["reason"] for each in summary["skipped"]] == [alone.json()["documents"][0]["error"]]
+
     def test_a_file_over_the_servers_limit_goes_alone_and_the_rest_goes_in(
         self, start: Callable[..., Live], folder: Path
     ) -> None:
@@ -194,10 +217,7 @@ class TestIngest:
         assert summary.skipped == [Skipped("notes/stars.txt", "no such file or directory")]
 
     def test_without_a_server_one_line_says_what_to_do(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-
-        answer = run("ingest", folder, "--url", f"http://127.0.0.1:{port}")
+        answer = run("ingest", folder, "--url", f"http://127.0.0.1:{free_port()}")
 
         assert answer.returncode == 1
         assert answer.stderr.count("\n") == 1
@@ -213,14 +233,17 @@ class TestSearch:
         assert "notes/stars.txt, characters 0 to 41" in answer.stdout
         assert "Galaxies are made of stars" in answer.stdout
 
-    def test_an_unknown_collection_or_mode_is_one_clear_line(self, live: Live) -> None:
-        unknown = run("search", "x", "--url", live.url, "-c", "nowhere")
-        mode = run("search", "x", "--url", live.url, "--mode", "psychic")
+    def test_an_unknown_collection_is_one_clear_line(self, live: Live) -> None:
+        answer = run("search", "x", "--url", live.url, "-c", "nowhere")
 
-        for answer in (unknown, mode):
-            assert answer.returncode == 1
-            assert answer.stderr.startswith("error: ")
-            assert answer.stderr.count("\n") == 1
+        assert answer.returncode == 1
+        assert answer.stderr.startswith("error: ")
+        assert answer.stderr.count("\n") == 1
+
+    def test_an_address_needs_no_scheme(self, live: Live, folder: Path) -> None:
+        answer = run("ingest", folder, "--url", live.url.removeprefix("http://"), "-c", "cli-address")
+
+        assert answer.returncode == 0, answer.stderr
 
 
 class TestModels:
@@ -246,7 +269,7 @@ class TestModels:
         for command in (("pull", "nothing"), ("embed", "x", "--model", "nothing"), ("serve", "--model", "nothing")):
             answer = run(*command, data=tmp_path)
 
-            assert answer.returncode == 1
+            assert answer.returncode == 2
             assert re.fullmatch(r"error: no model is named 'nothing'; there are .*\n", answer.stderr)
 
     def test_a_model_that_cannot_be_had_offline_is_one_clear_line(self, tmp_path: Path) -> None:
@@ -259,8 +282,68 @@ class TestModels:
 
 class TestUsage:
     def test_wrong_usage_ends_with_2(self, tmp_path: Path) -> None:
-        for arguments in (("serve", "--port", "no"), ("nothing",), ("ingest", tmp_path / "missing"), ("search",)):
+        for arguments in (
+            ("serve", "--port", "no"),
+            ("nothing",),
+            ("ingest", tmp_path / "missing"),
+            ("search",),
+            ("search", "x", "--mode", "psychic"),
+        ):
             assert run(*arguments).returncode == 2
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("serve", "--port", "65536"),
+            ("serve", "--host", "::"),
+            ("embed", "x", "--model", "hash", "--dimensions", "3"),
+            ("search", " "),
+            ("search", "x", "--url", "foo bar"),
+            ("search", "x", "--url", "ftp://localhost"),
+            ("search", "x", "--url", "http://localhost:99999"),
+            ("search", "x", "--url", "http://"),
+            ("search", "x", "--key", "two words"),
+        ],
+    )
+    def test_a_value_that_cannot_be_used_is_one_clear_line_and_2(
+        self, arguments: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        answer = run(*arguments, data=tmp_path)
+
+        assert answer.returncode == 2
+        assert re.fullmatch(r"error: .+\n", answer.stderr)
+
+    def test_what_the_server_finds_wrong_with_the_command_is_wrong_usage(self, live: Live, folder: Path) -> None:
+        answer = run("ingest", folder, "--url", live.url, "-c", "no name!")
+
+        assert answer.returncode == 2
+        assert re.fullmatch(r"error: .+\n", answer.stderr)
+
+    def test_a_setting_that_nobody_knows_ends_with_2_wherever_it_is(self, tmp_path: Path) -> None:
+        variable = run("list", data=tmp_path, APPLIANCE_COLOUR="red")
+        (tmp_path / "appliance.toml").write_text("prot = 80\n")
+        key = run("list", data=tmp_path)
+
+        for answer, name in ((variable, "APPLIANCE_COLOUR"), (key, "port")):
+            assert answer.returncode == 2
+            assert re.fullmatch(rf"error: .*{name}.*\n", answer.stderr)
+
+    def test_words_that_are_not_utf_8_are_one_clear_line_and_2(self, tmp_path: Path) -> None:
+        odd = os.fsdecode(b"a\xff")
+        for arguments, given in (
+            (("embed", "fine", odd, "--model", "hash"), b""),
+            (("embed", "--model", "hash"), b"fine\na\xff\n"),
+            (("embed", "x", "--model", odd), b""),
+            (("pull", odd), b""),
+            (("search", odd), b""),
+            (("search", "x", "-c", odd), b""),
+            (("search", "x", "--url", odd), b""),
+            (("search", "x", "--key", odd), b""),
+        ):
+            answer = run(*arguments, data=tmp_path, given=given)
+
+            assert answer.returncode == 2, arguments
+            assert re.fullmatch(r"error: .+\n", answer.stderr)
 
     def test_a_wrong_setting_ends_with_2_and_says_where_it_was_written(self, tmp_path: Path) -> None:
         answer = run("serve", "--log-format", "xml", data=tmp_path)
@@ -388,16 +471,24 @@ class TestServe:
             f"error: port {port} is in use on 127.0.0.1: another server runs there, or choose one with --port\n"
         )
 
+    def test_a_port_in_use_is_noticed_before_a_model_is_pulled(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            answer = run("serve", "--port", port, data=tmp_path, APPLIANCE_OFFLINE="1")
+
+        assert answer.returncode == 1
+        assert answer.stderr.startswith(f"error: port {port} is in use")
+
     def test_an_address_that_is_not_ours_is_one_clear_line(self, tmp_path: Path) -> None:
         answer = run("serve", "--model", "hash", "--host", "192.0.2.1", "--allow-open", data=tmp_path)
 
-        assert answer.returncode == 1
+        assert answer.returncode == 2
         assert answer.stderr == "error: --host 192.0.2.1 is no address of this machine\n"
 
     def test_nobody_is_let_in_from_outside_without_a_key(self, tmp_path: Path) -> None:
         answer = run("serve", "--model", "hash", "--host", "::", data=tmp_path)
 
-        assert answer.returncode == 1
+        assert answer.returncode == 2
         assert "api_keys" in answer.stderr
 
     def test_a_data_directory_in_use_is_one_clear_line(self, served: Served, tmp_path: Path) -> None:
@@ -408,6 +499,33 @@ class TestServe:
         assert answer.returncode == 1
         assert answer.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in answer.stderr
+        assert "serving" not in answer.stderr
+
+    def test_it_says_that_it_serves_once_it_does(self, served: Served) -> None:
+        assert httpx.get(f"{served.url}/health", timeout=1).status_code == 200
+
+    def test_a_connection_that_says_nothing_does_not_keep_it_from_ending(self, served: Served) -> None:
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as silent:
+            silent.sendall(b"GET / HTTP/1.1\r\n")
+            time.sleep(0.2)
+            began = time.monotonic()
+
+            assert served.end() == 0
+        assert time.monotonic() - began < GRACE
+
+    def test_docker_would_not_have_to_kill_it(self) -> None:
+        assert GRACE + 2 < 10
+
+    def test_there_are_connections_for_each_request_but_not_for_every_file(self) -> None:
+        code = (
+            "import resource; from appliance.cli.server import connections\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (300, 1000))\n"
+            "print(connections(100), resource.getrlimit(resource.RLIMIT_NOFILE)[0], connections(512))"
+        )
+
+        answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+        assert answer.stdout.split() == ["400", "656", "744"]
 
     def test_a_key_comes_from_the_environment(self, serve: Callable[..., Served], folder: Path) -> None:
         server = serve(APPLIANCE_API_KEYS="hunter2")
@@ -416,5 +534,5 @@ class TestServe:
         taken = run("ingest", folder, "--url", server.url, APPLIANCE_API_KEYS="hunter2")
 
         assert refused.returncode == 1
-        assert "--key" in refused.stderr
+        assert "--key or APPLIANCE_API_KEYS" in refused.stderr
         assert taken.returncode == 0, taken.stderr

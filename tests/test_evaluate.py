@@ -85,6 +85,23 @@ def test_a_collection_is_indexed_searched_and_measured(program: ModuleType, fold
     assert "| hybrid | 1.0000 | 1.0000 | 1.0000 |" in program.table(result)
 
 
+@pytest.mark.parametrize("count", [1, 130])
+def test_documents_that_the_server_refuses_are_counted_and_the_rest_goes_on(
+    program: ModuleType, folder: Path, client: httpx.Client, count: int
+) -> None:
+    with (folder / "corpus.jsonl").open("a") as corpus:
+        for number in range(count):
+            corpus.write(json.dumps({"_id": f"x{number}", "title": "", "text": "\0\1\2\0" * 100}) + "\n")
+
+    result = program.evaluate(
+        client, folder, program.read_judgements(folder), collection=f"refused-{count}", model="hash"
+    )
+
+    assert (result["documents"], result["refused"], result["chunks"]) == (3, count, 3)
+    assert result["modes"]["hybrid"]["recall@100"] == 1.0
+    assert f"3 documents ({count} more were refused" in program.table(result)
+
+
 def test_a_query_that_is_judged_but_not_there_is_an_error(
     program: ModuleType, folder: Path, client: httpx.Client
 ) -> None:

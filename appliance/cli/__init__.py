@@ -2,13 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from appliance import __version__
 from appliance.cli import printing
-from appliance.errors import ApplianceError, InvalidInput
+from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs: `--help` answers at once
     from appliance.cli.client import Server
@@ -25,12 +25,27 @@ app = typer.Typer(
     help="Embeddings and retrieval from one device.",
 )
 
+
+def _utf8(param: typer.CallbackParam, value: Any) -> Any:
+    """The words of an argument as they are; a file's name may be any bytes, these may not."""
+    for each in value if isinstance(value, list) else [value]:
+        try:
+            (each or "").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"{param.name} is not UTF-8", param=param.name) from error
+    return value
+
+
 Data = Annotated[Path | None, typer.Option(help="Directory of everything that is kept.", metavar="DIR")]
 Config = Annotated[Path | None, typer.Option(help="Settings file.", metavar="FILE")]
-Model = Annotated[str | None, typer.Option(help="Name of a model.", metavar="NAME")]
-Url = Annotated[str | None, typer.Option(help="Address of the server; the one of these settings if left out.")]
+Model = Annotated[str | None, typer.Option(help="Name of a model.", metavar="NAME", callback=_utf8)]
+Url = Annotated[
+    str | None, typer.Option(help="Address of the server; the one of these settings if left out.", callback=_utf8)
+]
 Key = Annotated[str | None, typer.Option(help="API key; safer in the environment, as APPLIANCE_API_KEYS.")]
-Collection = Annotated[str, typer.Option("--collection", "-c", help="Name of a collection.", metavar="NAME")]
+Collection = Annotated[
+    str, typer.Option("--collection", "-c", help="Name of a collection.", metavar="NAME", callback=_utf8)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -40,14 +55,14 @@ def main() -> None:
         app(prog_name="appliance")
     except ApplianceError as error:
         typer.echo(f"error: {error.message}", err=True)
-        sys.exit(2 if isinstance(error, InvalidInput) and error.param in _FLAGS else 1)
+        sys.exit(2 if isinstance(error, _USAGE) else 1)
     except BrokenPipeError:  # `appliance search … | head`
         sys.stderr.close()
         sys.exit(1)
 
 
-_FLAGS = frozenset({"config", "data", "log_format", "log_level", "model", "url"})
-"""Parameters whose wrong value is wrong usage, wherever it was written."""
+_USAGE = (InvalidInput, ModelNotFound)
+"""What is wrong with the command, its settings or its texts, wherever they were written; the rest failed on the way."""
 
 
 @app.callback(invoke_without_command=True)
@@ -78,7 +93,7 @@ def serve(
 
     Every other setting stands in config/appliance.toml and goes by its name as APPLIANCE_<NAME>, too.
     """
-    from appliance.cli.server import check, lean, serve
+    from appliance.cli.server import bind, check, lean, serve
 
     lean()
     settings = _settings(
@@ -93,13 +108,18 @@ def serve(
         offline=offline,
     )
     check(settings)
-    _fetch(settings, _card(settings, settings.model), only_missing=True)
-    serve(settings)
+    spec = _card(settings, settings.model)
+    with bind(settings.host, settings.port) as door:  # before the long wait for a model
+        _fetch(settings, spec, only_missing=True)
+        serve(settings, door)
 
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="Name of a model.")], *, data: Data = None, config: Config = None
+    model: Annotated[str, typer.Argument(help="Name of a model.", callback=_utf8)],
+    *,
+    data: Data = None,
+    config: Config = None,
 ) -> None:
     """Fetch a model's files, or check that they are here."""
     settings = _settings(data=data, config=config)
@@ -124,7 +144,9 @@ def list_models(*, data: Data = None, config: Config = None, as_json: AsJson = F
 
 @app.command()
 def embed(
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; the lines of standard input if left out.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; the lines of standard input if left out.", callback=_utf8)
+    ] = None,
     *,
     model: Model = None,
     query: Annotated[bool, typer.Option("--query", help="The texts are questions, not documents.")] = False,
@@ -143,7 +165,7 @@ def embed(
     from appliance.cli.models import embedded
 
     settings = _settings(data=data, config=config, model=model)
-    given = texts if texts is not None else [line.rstrip("\n") for line in sys.stdin]
+    given = texts if texts is not None else _lines()
     _fetch(settings, _card(settings, settings.model), only_missing=True)
     answer = embedded(settings, given, kind="query" if query else "document", dimensions=dimensions)
     if as_json:
@@ -207,11 +229,11 @@ def ingest(
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="A question, or words.")],
+    query: Annotated[str, typer.Argument(help="A question, or words.", callback=_utf8)],
     *,
     collection: Collection = "default",
     k: Annotated[int, typer.Option("-k", "--limit", min=1, max=1000, help="Matches at most.")] = 10,
-    mode: Annotated[str, typer.Option(help="hybrid, vector or keyword.")] = "hybrid",
+    mode: Annotated[Literal["hybrid", "vector", "keyword"], typer.Option(help="What is compared.")] = "hybrid",
     url: Url = None,
     key: Key = None,
     data: Data = None,
@@ -219,12 +241,22 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search a running server's documents."""
+    if not query.strip():
+        raise InvalidInput("the query is empty", param="query")
     with _server(_settings(data=data, config=config), url, key) as server:
         answer = server.search(query, collection=collection, k=k, mode=mode)
     if as_json:
         printing.as_json(answer)
         return
     printing.matches(answer["matches"])
+
+
+def _lines() -> list[str]:
+    """Standard input, whatever the locale says."""
+    try:
+        return [line.decode().rstrip("\r\n") for line in sys.stdin.buffer]
+    except UnicodeDecodeError as error:
+        raise InvalidInput("standard input is not UTF-8") from error
 
 
 def _settings(**flags: Any) -> "Settings":

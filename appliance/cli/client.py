@@ -1,5 +1,6 @@
 """Talks to a running appliance: sends files to it, asks it questions."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Self
 import httpx
 
 from appliance.cli.files import Found, Skipped
-from appliance.errors import ApplianceError, InvalidInput, NotAllowed, Overloaded, UpstreamFailed
+from appliance.errors import InvalidInput, NotAllowed, Overloaded, UpstreamFailed
 
 BATCH_FILES = 32
 BATCH_BYTES = 4 * 2**20
@@ -37,8 +38,8 @@ _THIS_FILE = frozenset(
 """Statuses that are about what was sent: the next file may fare better."""
 
 
-class Refused(ApplianceError):
-    """The server will not have what was sent; other files it may."""
+class Refused(InvalidInput):
+    """The server will not have what was sent; another query or file it may."""
 
 
 @dataclass(slots=True)
@@ -55,14 +56,22 @@ class Summary:
 
 
 class Server:
-    """A running appliance. `key` is sent as a bearer token."""
+    """A running appliance.
+
+    Args:
+        url: where it is; `http://` may be left out.
+        key: sent as a bearer token.
+
+    Raises:
+        InvalidInput: either is none.
+    """
 
     def __init__(self, url: str, *, key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(WAIT + 60, connect=10))
-        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise InvalidInput(f"{url!r} is no address of a server", param="url") from error
+        if key is not None and not re.fullmatch(r"[!-~]+", key):
+            raise InvalidInput("an API key is one word of printable ASCII characters", param="key")
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        timeout = httpx.Timeout(WAIT + 60, connect=10)
+        self._http = httpx.Client(base_url=_address(url), headers=headers, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +197,17 @@ class _Missing(UpstreamFailed):
     """404."""
 
 
+def _address(url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url if "://" in url else f"http://{url}")
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidInput(f"{url!r} is no address of a server", param="url") from error
+    odd = not re.fullmatch(r"[0-9A-Za-z.:_-]+", address.raw_host.decode())  # httpx takes `foo bar` for foo%20bar
+    if odd or address.scheme not in {"http", "https"} or not 0 < (address.port or 1) < 2**16:
+        raise InvalidInput(f"{url!r} is no address of a server", param="url")
+    return address
+
+
 def _content(answer: httpx.Response) -> dict[str, Any]:
     try:
         content = answer.json()
@@ -195,12 +215,12 @@ def _content(answer: httpx.Response) -> dict[str, Any]:
         content = None
     if not isinstance(content, dict):
         raise UpstreamFailed(f"what answers at {answer.url.host}:{answer.url.port} is no appliance")
-    if answer.is_success or "documents" in content:
+    if answer.is_success or "documents" in content:  # 207 and 422 say of each document what became of it
         return content
     reason = str(content.get("detail") or content.get("title") or f"status {answer.status_code}")
     match answer.status_code:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            raise NotAllowed(f"{reason} (give a key with --key or APPLIANCE_KEY)")
+            raise NotAllowed(f"{reason} (give a key with --key or APPLIANCE_API_KEYS)")
         case HTTPStatus.NOT_FOUND:
             raise _Missing(reason)
         case status if status in _THIS_FILE:

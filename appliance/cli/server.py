@@ -5,10 +5,12 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from appliance import __version__
-from appliance.errors import ApplianceError, InvalidInput
+from appliance.errors import ApplianceError, Conflict, InvalidInput
 
 if TYPE_CHECKING:  # heavy; each function below imports what it runs
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,8 +23,14 @@ BACKLOG = 2048
 KEEP_ALIVE = 75
 """Seconds an idle connection is kept: longer than clients' pools keep theirs, so that it is never us who hang up."""
 
-GRACE = 10
-"""Seconds that running requests get at the end."""
+GRACE = 7
+"""Seconds that running requests get at the end: Docker kills after 10, and the index has to be closed as well."""
+
+CONNECTIONS = 4
+"""Connections for each request that may be worked on (`max_pending`): clients keep some for later."""
+
+FILES = 256
+"""Files that stay for everything but connections."""
 
 
 def lean() -> None:
@@ -39,7 +47,8 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket; from here on connections wait until the appliance is up.
 
     Raises:
-        InvalidInput: the address cannot be listened on; the message says why.
+        InvalidInput: it is no address of this machine.
+        Conflict: it cannot be listened on now; the message says why.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -51,12 +60,12 @@ def bind(host: str, port: int) -> socket.socket:
             case errno.EADDRINUSE:
                 reason = f"port {port} is in use on {host}: another server runs there, or choose one with --port"
             case errno.EADDRNOTAVAIL:
-                reason = f"--host {host} is no address of this machine"
+                raise InvalidInput(f"--host {host} is no address of this machine", param="host") from error
             case errno.EACCES:
                 reason = f"port {port} may not be opened by this user; those from 1024 on may"
             case _:
                 reason = f"cannot listen on {host}:{port}: {error.strerror}"
-        raise InvalidInput(reason, param="port") from error
+        raise Conflict(reason) from error
 
 
 def check(settings: "Settings") -> None:
@@ -76,8 +85,30 @@ def check(settings: "Settings") -> None:
         ) from error
 
 
-def serve(settings: "Settings") -> None:
+def connections(pending: int) -> int:
+    """How many connections to take where so many requests may be worked on. Asks the system for as many open files."""
+    wanted = CONNECTIONS * pending
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < wanted + FILES:
+        soft = wanted + FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + FILES)
+        with suppress(OSError, ValueError):  # macOS has a limit that it does not tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(wanted, max(soft - FILES, soft // 2))
+
+
+def serve(settings: "Settings", door: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then let running requests end.
+
+    Args:
+        settings: checked.
+        door: listens; closed at the end.
 
     Raises:
         ApplianceError: it could not start.
@@ -92,25 +123,10 @@ def serve(settings: "Settings") -> None:
     logs.configure(form=settings.log_format, level=settings.log_level)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))  # uvicorn puts its own in between and raises the signal again
-    with bind(settings.host, settings.port) as door:
-        app = _Watched(create_app(settings))
-        config = uvicorn.Config(
-            app,
-            loop="uvloop" if _installed("uvloop") else "asyncio",
-            http=TolerantProtocol,
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=GRACE,
-        )
-        host, port = door.getsockname()[:2]
-        log = structlog.get_logger(__name__)
+    log = structlog.get_logger(__name__)
+    host, port = door.getsockname()[:2]
+
+    def started() -> None:
         log.info(
             "serving",
             address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
@@ -118,20 +134,41 @@ def serve(settings: "Settings") -> None:
             model=settings.model,
             version=__version__,
         )
-        try:
-            uvicorn.Server(config).run(sockets=[door])
-        except SystemExit as end:
-            if app.failure is not None:
-                raise app.failure from None
-            log.info("stopped")
-            raise SystemExit(1 if end.code else 0) from None
+
+    app = _Watched(create_app(settings), started)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop" if _installed("uvloop") else "asyncio",
+        http=TolerantProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        limit_concurrency=connections(settings.max_pending),
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+    )
+    try:
+        uvicorn.Server(config).run(sockets=[door])
+    except SystemExit as end:
+        if app.failure is not None:
+            raise app.failure from None
+        log.info("stopped")
+        raise SystemExit(1 if end.code else 0) from None
 
 
 class _Watched:
-    """An ASGI application that remembers why it did not start, so that one clear line can say it instead of a trace."""
+    """An ASGI application that tells when it has started, or remembers why it did not, so that one clear line can say
+    it instead of a trace.
+    """
 
-    def __init__(self, app: "ASGIApp") -> None:
+    def __init__(self, app: "ASGIApp", started: Callable[[], None]) -> None:
         self._app = app
+        self._started = started
         self.failure: ApplianceError | None = None
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
@@ -144,6 +181,8 @@ class _Watched:
                 current = sys.exception()
                 self.failure = current if isinstance(current, ApplianceError) else None
             await send({"type": message["type"]} if self.failure is not None else message)
+            if message["type"] == "lifespan.startup.complete":
+                self._started()
 
         try:
             await self._app(scope, receive, told)
