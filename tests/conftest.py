@@ -1,5 +1,6 @@
 """What tests of every room share: real servers on loopback, and the real model where it can be had."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from appliance import logs
 from appliance.api.protocol import TolerantProtocol
 from appliance.app import create_app
+from appliance.database import Database
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.spec import read_card
 from appliance.errors import ApplianceError
@@ -26,6 +28,26 @@ CARD = shipped("config") / "models" / "all-minilm-l6-v2.toml"
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A closed database without content, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "appliance.db"
+    database = Database(path)
+    database.migrate(shipped("migrations"))
+    database.close()
+    return path
+
+
+@pytest.fixture
+def database(migrated: Path, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of the present schema."""
+    path = tmp_path / "appliance.db"
+    shutil.copy(migrated, path)
+    database = Database(path)
+    yield database
+    database.close()
 
 
 @dataclass

@@ -6,14 +6,14 @@ from typing import Any
 
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.pull import ModelFiles
-from appliance.embedding.spec import Kind, ModelSpec
+from appliance.embedding.spec import Kind, ModelSpec, plain
 from appliance.errors import ModelNotFound
 from appliance.settings import Settings
 
 
 def named(cards: Sequence[ModelSpec], name: str) -> ModelSpec:
     """The card of a name or alias, in any case, with or without `:latest`. ModelNotFound lists what there is."""
-    wanted = name.strip().lower().removesuffix(":latest")
+    wanted = plain(name)
     for card in cards:
         if wanted in {card.name, *(alias.lower() for alias in card.aliases)}:
             return card

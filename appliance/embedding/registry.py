@@ -12,7 +12,7 @@ from appliance.embedding.engine import EmbeddingEngine
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
 from appliance.embedding.slot import Slot
-from appliance.embedding.spec import ModelSpec
+from appliance.embedding.spec import ModelSpec, plain
 from appliance.errors import Conflict, InvalidInput, ModelMismatch, ModelNotFound, UpstreamFailed
 
 _TICK = 0.5
@@ -113,7 +113,7 @@ class Registry:
         Raises:
             ModelNotFound: none has it.
         """
-        wanted = name.strip().lower().removesuffix(":latest")
+        wanted = plain(name)
         card = self._cards.get(self._aliases.get(wanted, wanted))
         if card is None:
             raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name)

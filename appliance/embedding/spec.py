@@ -109,6 +109,11 @@ ModelSpec: TypeAlias = HashSpec | OnnxSpec
 _ADAPTER: TypeAdapter[ModelSpec] = TypeAdapter(Annotated[HashSpec | OnnxSpec, Field(discriminator="engine")])
 
 
+def plain(name: str) -> str:
+    """A model's name or alias as names are compared: in any case, with or without `:latest`."""
+    return name.strip().lower().removesuffix(":latest")
+
+
 def read_card(path: Path) -> ModelSpec:
     """Read one card.
 

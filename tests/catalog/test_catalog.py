@@ -1,10 +1,8 @@
 """The catalog: what exists, how far it has come, and the queue."""
 
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,26 +24,6 @@ from appliance.catalog.records import (
 )
 from appliance.database import Database
 from appliance.errors import CollectionExists, CollectionNotFound, Conflict, DocumentNotFound, InvalidInput
-
-MIGRATIONS = Path(__file__).parents[2] / "migrations"
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("migrated") / "appliance.db"
-    database = Database(path)
-    database.migrate(MIGRATIONS)
-    database.close()
-    return path
-
-
-@pytest.fixture
-def database(migrated: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "appliance.db"
-    shutil.copy(migrated, path)
-    database = Database(path)
-    yield database
-    database.close()
 
 
 @pytest.fixture
