@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 import numpy as np
@@ -12,6 +13,9 @@ from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Vector
 from appliance.embedding.pooling import normalized, shortened
 from appliance.embedding.spec import Kind, ModelSpec
 from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput
+
+_SHORT = 400
+"""Characters of a question: a thread takes longer to wake than such a text to tokenise."""
 
 _SLICE = 1024
 """Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
@@ -142,7 +146,8 @@ class Embedder:
         try:
             for start in range(0, len(inputs), _SLICE):
                 part = [prefix + each if isinstance(each, str) else each for each in inputs[start : start + _SLICE]]
-                prompts = await asyncio.to_thread(self._engine.prepare, part, truncate=truncate, max_tokens=max_tokens)
+                prepare = partial(self._engine.prepare, part, truncate=truncate, max_tokens=max_tokens)
+                prompts = prepare() if _is_short(part) else await asyncio.to_thread(prepare)
                 rows = await self._batcher.submit(prompts, background=background)
                 vectors[start : start + _SLICE] = _unit(shortened(_unit(np.stack(rows)), wanted))
                 tokens.extend(prompt.tokens for prompt in prompts)
@@ -168,6 +173,10 @@ class Embedder:
         """Fail what waits and close the engine. Blocking; safe to call twice."""
         self._batcher.close()
         self._engine.close()
+
+
+def _is_short(inputs: Sequence[str | Sequence[int]]) -> bool:
+    return len(inputs) == 1 and len(inputs[0]) <= _SHORT
 
 
 def _unit(vectors: Matrix) -> Matrix:

@@ -1,10 +1,14 @@
+import hashlib
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -350,3 +354,31 @@ def test_onnx_runtime_keeps_no_device_id_and_sends_nothing(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", ask], env={"HOME": str(tmp_path)}, check=True)
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_with_nan_is_never_served(ready: ReadyMade, start: Callable[..., Any], tmp_path: Path) -> None:
+    table = numpy_helper.to_array(ready.table).copy()
+    table[4 + ascii_lowercase.index("z")] = np.nan
+    ready.table.CopyFrom(numpy_helper.from_array(table, "table"))
+    ready.write()
+    data = tmp_path / "data"
+    (data / "cards").mkdir(parents=True)
+    (data / "models" / "blobs").mkdir(parents=True)
+    lines = ['name = "holes"', 'engine = "onnx"', 'family = "bert"', "dimensions = 4", "max_tokens = 24"]
+    lines += ["[[sources]]", 'kind = "hub"', 'repo = "nobody/nothing"', f'revision = "{"0" * 40}"']
+    for name, path in ready.paths.items():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, data / "models" / "blobs" / f"sha256-{digest}")
+        lines += [f'[files."{name}"]', f'sha256 = "{digest}"', f"size = {path.stat().st_size}"]
+    (data / "cards" / "holes.toml").write_text("\n".join(lines))
+    server = start(data=data)
+
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        good = client.post("/v1/embeddings", json={"model": "holes", "input": "abc"})
+        openai = client.post("/v1/embeddings", json={"model": "holes", "input": ["abc", "zoo"]})
+        ollama = client.post("/api/embed", json={"model": "holes", "input": ["zoo"]})
+        again = client.post("/v1/embeddings", json={"model": "holes", "input": "abc"})
+
+    assert (good.status_code, openai.status_code, ollama.status_code, again.status_code) == (200, 500, 500, 200)
+    assert set(openai.json()["error"]) == {"message", "type", "param", "code"}
+    assert "NaN" in ollama.json()["error"]
