@@ -527,7 +527,7 @@ async def test_closing_ends_pulls(tmp_path: Path) -> None:
 
         await registry.close()
 
-        assert threads("pull alpha") == []
+        await until(lambda: threads("pull alpha") == [])
         with pytest.raises(UpstreamFailed, match="stopping"):
             await watching
         with pytest.raises(UpstreamFailed, match="stopping"):
