@@ -15,11 +15,11 @@ from appliance.api.deps import Appliance
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.database import Database
-from appliance.embedding.engine import EmbeddingEngine
-from appliance.embedding.engines import open_engine
+from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+from appliance.embedding.engines import open_engine, open_reranker
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import ModelSpec, read_cards
+from appliance.embedding.spec import ModelSpec, RerankerSpec, read_cards
 from appliance.errors import ApplianceError
 from appliance.ingest.ingestor import Ingestor
 from appliance.search.retriever import Retriever
@@ -72,15 +72,21 @@ def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Re
     def opened(spec: ModelSpec) -> EmbeddingEngine:
         return open_engine(spec, files.paths(spec), cache=settings.cache, threads=settings.threads)
 
+    def opened_reranker(spec: RerankerSpec) -> RerankEngine:
+        return open_reranker(spec, files.paths(spec), cache=settings.cache, threads=settings.threads)
+
     return Registry(
         cards,
         default=settings.model,
         files=files,
         open_engine=opened,
+        open_reranker=opened_reranker,
+        reranker=settings.reranker,
         keep_alive=settings.keep_alive,
         max_waiting=settings.max_pending,
         on_batch=None if metrics is None else metrics.engine_called,
         on_embed=None if metrics is None else metrics.embedded,
+        on_rerank=None if metrics is None else metrics.reranked,
     )
 
 

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Beyond this machine only with a key.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     model: str = Field("all-minilm-l6-v2", min_length=1, description="The model where a request names none.")
+    reranker: str = Field(
+        "", description="The model that reranks where a request names none; the first one here if empty."
+    )
     threads: int = Field(0, ge=0, le=1024, description="Threads of the engine; 0 is one per core.")
     keep_alive: Seconds = Field(
         -1,

@@ -41,6 +41,7 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "host": ("::1", "::1", '"::1"', "::1"),
     "port": (9000, "9000", "9000", 9000),
     "model": ("hash", "hash", '"hash"', "hash"),
+    "reranker": ("r", "r", '"r"', "r"),
     "threads": (3, "3", "3", 3),
     "keep_alive": (300.0, "5m", '"5m"', 300.0),
     "offline": (True, "true", "true", True),

@@ -18,7 +18,7 @@ from appliance.api.errors import invalid
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import ModelSpec
+from appliance.embedding.spec import Card
 from appliance.errors import InvalidInput
 from appliance.ingest.ingestor import Ingestor
 from appliance.search.retriever import Retriever
@@ -69,7 +69,7 @@ class Appliance:
         default = self.registry.default.name
         return {"index": self.ingestor.trouble or "ok", f"model {default}": self.registry.trouble(default) or "ok"}
 
-    def installed(self) -> list[tuple[ModelSpec, datetime]]:
+    def installed(self) -> list[tuple[Card, datetime]]:
         """The models whose files are here and when they came, newest first: one order for every list of models."""
         found = [(spec, self.registry.modified(spec) or BUILT_IN) for spec in self.registry.installed()]
         return sorted(found, key=lambda each: each[1], reverse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from appliance.embedding.embedder import Embeddings
+from appliance.embedding.reranker import Scores
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -29,7 +30,11 @@ class Metrics:
         self._rejected = self._counter("rejected", "Requests refused before a route saw them.", "reason")
         self._tokens = self._counter("embed_tokens", "Tokens embedded, special tokens included.", "model")
         self._inputs = self._counter("embed_inputs", "Inputs embedded.", "model")
-        self._truncated = self._counter("truncated_inputs", "Inputs whose end was cut off.", "model")
+        self._rerank_tokens = self._counter(
+            "rerank_tokens", "Tokens read by rerankers, special tokens included.", "model"
+        )
+        self._pairs = self._counter("rerank_pairs", "Pairs of query and passage scored.", "model")
+        self._truncated = self._counter("truncated_inputs", "Inputs and pairs whose end was cut off.", "model")
         self._engine_seconds = self._histogram("engine_call_seconds", "One batch inside the engine.", "model")
         self._batch = self._histogram("embed_batch_size", "Inputs of one batch.", "model", buckets=_INPUTS)
         self._search_seconds = self._histogram("search_seconds", "Stages of a search.", "stage")
@@ -58,6 +63,12 @@ class Metrics:
         """An embedder answered a call."""
         self._inputs.labels(answer.model).inc(len(answer.tokens))
         self._tokens.labels(answer.model).inc(sum(answer.tokens))
+        self._truncated.labels(answer.model).inc(sum(answer.truncated))
+
+    def reranked(self, answer: Scores) -> None:
+        """A reranker answered a call."""
+        self._pairs.labels(answer.model).inc(len(answer.tokens))
+        self._rerank_tokens.labels(answer.model).inc(sum(answer.tokens))
         self._truncated.labels(answer.model).inc(sum(answer.truncated))
 
     def engine_called(self, model: str, inputs: int, seconds: float) -> None:

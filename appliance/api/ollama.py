@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from time import perf_counter_ns
 from typing import Annotated, Any, TypeAlias
@@ -18,7 +19,7 @@ from appliance.api.deps import ApplianceDep, RegistryDep, json_body, request_bod
 from appliance.embedding.embedder import Embedder, Embeddings
 from appliance.embedding.pull import Progress
 from appliance.embedding.registry import OPENAI_NAMES, Registry
-from appliance.embedding.spec import ModelSpec, OnnxSpec
+from appliance.embedding.spec import Card
 from appliance.errors import (
     ApplianceError,
     EngineUnavailable,
@@ -189,7 +190,8 @@ async def tags(appliance: ApplianceDep) -> Response:
             aliases.setdefault(card, []).append(alias)
     models = []
     for spec, modified in appliance.installed():
-        about = {**_identity(spec), "modified_at": modified.isoformat(), "capabilities": ["embedding"]}
+        about = {**_identity(spec, appliance.registry), "modified_at": modified.isoformat()}
+        about["capabilities"] = _capabilities(spec)
         names = dict.fromkeys(_tagged(each) for each in (spec.name, *aliases.get(spec.name, ())))
         models += [{**about, "name": name, "model": name} for name in names]
     return _json({"models": models})
@@ -200,7 +202,7 @@ async def ps(registry: RegistryDep) -> Response:
     """The models in memory."""
     models = [
         {
-            **_identity(spec),
+            **_identity(spec, registry),
             "expires_at": (expires_at or NEVER).isoformat(timespec="microseconds"),
             "size_vram": 0,
             "context_length": spec.max_tokens,
@@ -247,13 +249,14 @@ async def delete(registry: RegistryDep, body: Annotated[ModelBody, Depends(json_
 async def generate(registry: RegistryDep, body: Annotated[PromptBody, Depends(json_body(PromptBody))]) -> Response:
     """Load a model, or unload it with `keep_alive` 0. No model here writes text, so a prompt is refused."""
     _check_name(body.asked)
-    registry.resolve(body.asked)
+    registry.card(body.asked)
     if body.prompt:
         raise InvalidInput(f'"{body.asked}" does not support generate')
     if body.keep_alive == 0:
         await registry.unload(body.asked)
     else:
-        await _loaded(registry, body.asked, body.keep_alive)
+        with _to_pull(registry, body.asked):
+            await registry.load(body.asked, keep_alive=body.keep_alive)
     done = {"done": True, "done_reason": "unload" if body.keep_alive == 0 else "load"}
     return _json({"model": body.asked, "created_at": datetime.now(UTC).isoformat(), "response": "", **done})
 
@@ -262,7 +265,7 @@ async def generate(registry: RegistryDep, body: Annotated[PromptBody, Depends(js
 async def chat(registry: RegistryDep, body: Annotated[ModelBody, Depends(json_body(ModelBody))]) -> Response:
     """Refused: no model here writes text."""
     _check_name(body.asked)
-    registry.resolve(body.asked)
+    registry.card(body.asked)
     raise InvalidInput(f'"{body.asked}" does not support chat')
 
 
@@ -298,11 +301,17 @@ def _texts(given: Any) -> list[str]:
 
 
 async def _loaded(registry: Registry, name: str, keep_alive: float | None) -> Embedder:
-    """The embedder; a model whose files are not here is one to pull, which is what clients do on 404."""
-    try:
+    with _to_pull(registry, name):
         return await registry.get(name, keep_alive=keep_alive)
+
+
+@contextmanager
+def _to_pull(registry: Registry, name: str) -> Iterator[None]:
+    """A model whose files are not here is one to pull, which is what clients do on 404."""
+    try:
+        yield
     except EngineUnavailable as error:
-        if registry.resolve(name) in registry.installed():
+        if registry.present(registry.card(name)):
             raise
         raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name) from error
 
@@ -320,9 +329,9 @@ async def _embedded(
     return await embedder.embed(texts, dimensions=dimensions, truncate=truncate, max_tokens=limit)
 
 
-def _known(registry: Registry, name: str) -> ModelSpec:
+def _known(registry: Registry, name: str) -> Card:
     try:
-        return registry.resolve(name)
+        return registry.card(name)
     except ModelNotFound as error:
         raise _not_here(name) from error
 
@@ -331,7 +340,7 @@ def _not_here(name: str) -> ModelNotFound:
     return ModelNotFound(f"model '{_tagged(name)}' not found", name=name)
 
 
-async def _pulled(registry: Registry, spec: ModelSpec) -> AsyncIterator[bytes]:
+async def _pulled(registry: Registry, spec: Card) -> AsyncIterator[bytes]:
     try:
         async for progress in registry.pull(spec.name):
             yield _line(_told(progress))
@@ -368,16 +377,25 @@ def _tagged(name: str) -> str:
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
-def _identity(spec: ModelSpec) -> dict[str, Any]:
+def _identity(spec: Card, registry: Registry) -> dict[str, Any]:
     """What `/api/tags` and `/api/ps` tell alike. A model without files is its card: that is its size and its digest."""
     card = spec.model_dump_json().encode()
-    size = sum(file.size for file in spec.files.values()) if isinstance(spec, OnnxSpec) else len(card)
+    size = registry.size(spec) or len(card)
     name = _tagged(spec.name)
     digest = hashlib.sha256(card).hexdigest()
     return {"name": name, "model": name, "size": size, "digest": digest, "details": _details(spec)}
 
 
-def _details(spec: ModelSpec) -> dict[str, Any]:
+def _capabilities(spec: Card) -> list[str]:
+    return ["embedding"] if spec.task == "embed" else ["rerank"]
+
+
+def _length(spec: Card, name: str) -> dict[str, int]:
+    """How long vectors are, under this name; nothing for a model that gives none."""
+    return {name: spec.dimensions} if spec.task == "embed" else {}
+
+
+def _details(spec: Card) -> dict[str, Any]:
     millions = spec.parameters / 1e6
     return {
         "parent_model": "",
@@ -385,13 +403,23 @@ def _details(spec: ModelSpec) -> dict[str, Any]:
         "family": spec.family,
         "families": [spec.family],
         "parameter_size": f"{millions / 1e3:.1f}B" if millions >= 1e3 else f"{millions:.0f}M",  # noqa: PLR2004 - a billion
-        "quantization_level": "INT8" if isinstance(spec, OnnxSpec) and spec.precision == "int8" else "F32",
+        "quantization_level": _quantization(spec),
         "context_length": spec.max_tokens,
-        "embedding_length": spec.dimensions,
+        **_length(spec, "embedding_length"),
     }
 
 
-def _described(spec: ModelSpec) -> dict[str, Any]:
+def _quantization(spec: Card) -> str:
+    match spec.engine:
+        case "hash":
+            return "F32"
+        case "onnx":
+            return "INT8" if spec.precision == "int8" else "F32"
+        case "rkllm":
+            return "unknown"  # the file's own business
+
+
+def _described(spec: Card) -> dict[str, Any]:
     return {
         "license": spec.license,
         "modelfile": f"FROM {_tagged(spec.name)}\n",
@@ -403,7 +431,7 @@ def _described(spec: ModelSpec) -> dict[str, Any]:
             "general.basename": spec.name,
             "general.parameter_count": spec.parameters,
             f"{spec.family}.context_length": spec.max_tokens,
-            f"{spec.family}.embedding_length": spec.dimensions,
+            **_length(spec, f"{spec.family}.embedding_length"),
         },
-        "capabilities": ["embedding"],
+        "capabilities": _capabilities(spec),
     }

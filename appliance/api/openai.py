@@ -140,7 +140,7 @@ async def list_models(appliance: ApplianceDep) -> Response:
 async def read_model(appliance: ApplianceDep, name: str) -> Response:
     """One installed model by its name or an alias; either may hold a slash."""
     try:
-        spec = appliance.registry.resolve(name)
+        spec = appliance.registry.card(name)
     except ModelNotFound as error:
         raise _no_model(name) from error
     for each, modified in appliance.installed():

@@ -12,7 +12,7 @@ from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs: `--help` answers at once
     from appliance.cli.client import Server
-    from appliance.embedding.spec import ModelSpec
+    from appliance.embedding.spec import Card
     from appliance.settings import Settings
 
 app = typer.Typer(
@@ -108,7 +108,7 @@ def serve(
         offline=offline,
     )
     check(settings)
-    spec = _card(settings, settings.model)
+    spec = _default(settings)
     with bind(settings.host, settings.port) as door:  # before the long wait for a model
         _fetch(settings, spec, only_missing=True)
         serve(settings, door)
@@ -166,7 +166,7 @@ def embed(
 
     settings = _settings(data=data, config=config, model=model)
     given = texts if texts is not None else _lines()
-    _fetch(settings, _card(settings, settings.model), only_missing=True)
+    _fetch(settings, _default(settings), only_missing=True)
     answer = embedded(settings, given, kind="query" if query else "document", dimensions=dimensions)
     if as_json:
         printing.as_json(
@@ -265,20 +265,28 @@ def _settings(**flags: Any) -> "Settings":
     return Settings(**{name: value for name, value in flags.items() if value is not None})
 
 
-def _cards(settings: "Settings") -> list["ModelSpec"]:
+def _cards(settings: "Settings") -> list["Card"]:
     from appliance.embedding.spec import read_cards
     from appliance.settings import shipped
 
     return read_cards(shipped("config") / "models", settings.cards)
 
 
-def _card(settings: "Settings", name: str) -> "ModelSpec":
+def _card(settings: "Settings", name: str) -> "Card":
     from appliance.cli.models import named
 
     return named(_cards(settings), name)
 
 
-def _fetch(settings: "Settings", spec: "ModelSpec", *, only_missing: bool) -> None:
+def _default(settings: "Settings") -> "Card":
+    """The card of the settings' model, once it is known that their models do what they are for."""
+    for name, task in ((settings.model, "embed"), (settings.reranker, "rerank")):
+        if name and _card(settings, name).task != task:
+            raise InvalidInput(f"{name} does not {task}; `appliance list` shows which models do", param=name)
+    return _card(settings, settings.model)
+
+
+def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
     from appliance.cli.pulling import reported
     from appliance.embedding.pull import ModelFiles
 

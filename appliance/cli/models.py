@@ -6,12 +6,12 @@ from typing import Any
 
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.pull import ModelFiles
-from appliance.embedding.spec import Kind, ModelSpec, plain
+from appliance.embedding.spec import Card, Kind, plain
 from appliance.errors import ModelNotFound
 from appliance.settings import Settings
 
 
-def named(cards: Sequence[ModelSpec], name: str) -> ModelSpec:
+def named(cards: Sequence[Card], name: str) -> Card:
     """The card of a name or alias, in any case, with or without `:latest`. ModelNotFound lists what there is."""
     wanted = plain(name)
     for card in cards:
@@ -20,19 +20,30 @@ def named(cards: Sequence[ModelSpec], name: str) -> ModelSpec:
     raise ModelNotFound(f"no model is named {name!r}; there are {', '.join(card.name for card in cards)}", name=name)
 
 
-def listed(cards: Sequence[ModelSpec], files: ModelFiles) -> list[dict[str, Any]]:
+def listed(cards: Sequence[Card], files: ModelFiles) -> list[dict[str, Any]]:
     """One row for each card; `size` in bytes."""
     return [
         {
             "name": card.name,
             "installed": files.present(card),
-            "size": 0 if card.engine == "hash" else sum(file.size for file in card.files.values()),
-            "dimensions": card.dimensions,
-            "engine": card.engine if card.engine == "hash" else f"{card.engine} {card.precision}",
+            "size": files.size(card),
+            "task": card.task,
+            "dimensions": card.dimensions if card.task == "embed" else None,
+            "engine": _engine(card),
             "aliases": list(card.aliases),
         }
         for card in cards
     ]
+
+
+def _engine(card: Card) -> str:
+    match card.engine:
+        case "hash":
+            return "hash"
+        case "onnx":
+            return f"onnx {card.precision}"
+        case "rkllm":
+            return f"rkllm {card.platform}"
 
 
 def embedded(settings: Settings, texts: Sequence[str], *, kind: Kind, dimensions: int | None) -> Embeddings:

@@ -38,14 +38,15 @@ def models(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "installed", "size", "dimensions", "engine"):
+    for column in ("name", "installed", "size", "task", "dimensions", "engine"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(
             row["name"],
             "yes" if row["installed"] else "no",
             f"{row['size'] / 2**20:.0f} MiB" if row["size"] else "-",
-            str(row["dimensions"]),
+            row["task"],
+            str(row["dimensions"] or "-"),
             row["engine"],
         )
     console().print(table)

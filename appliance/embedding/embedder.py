@@ -1,24 +1,17 @@
 """One model, ready to serve: prefix, tokenise, batch, normalise, shorten."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import monotonic
 
 import numpy as np
 
-from appliance.embedding.batcher import Batcher
-from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Vector
+from appliance.embedding.engine import EmbeddingEngine, Matrix, Vector
 from appliance.embedding.pooling import normalized, shortened
+from appliance.embedding.serving import SHORT, SLICE, Serving
 from appliance.embedding.spec import Kind, ModelSpec
 from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput
-
-_SHORT = 400
-"""Characters of a question: a thread takes longer to wake than such a text to tokenise."""
-
-_SLICE = 1024
-"""Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
 
 _MAX_NUMBERS = 1 << 25
 """Numbers in one answer: 128 MiB of float32, several times that as JSON. A body of tiny inputs asks for far more."""
@@ -41,7 +34,7 @@ class Embeddings:
     truncated: tuple[bool, ...]
 
 
-class Embedder:
+class Embedder(Serving[Vector]):
     """Serves one model to many callers. Owns its engine: `close` ends both.
 
     Args:
@@ -61,31 +54,14 @@ class Embedder:
         on_batch: Callable[[int, float], None] | None = None,
         on_embed: Callable[[Embeddings], None] | None = None,
     ) -> None:
+        super().__init__(engine, max_waiting=max_waiting, on_batch=on_batch)
         self.spec = spec
         self._engine = engine
         self._on_embed = on_embed
-        self._batcher: Batcher[Prompt, Vector] = Batcher(
-            lambda prompts: list(engine.run(prompts)),
-            size=lambda prompt: prompt.tokens,
-            budget=engine.batch_tokens,
-            lanes=engine.lanes,
-            max_waiting=max_waiting,
-            observe=on_batch,
-        )
-        self._busy = 0
-        self.last_used = monotonic()
-        self.successor: Callable[[], Awaitable[Embedder]] | None = None
-        """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
 
-    @property
-    def busy(self) -> bool:
-        """Whether a call of `embed` is under way."""
-        return self._busy > 0
-
-    @property
-    def waiting(self) -> int:
-        """Interactive requests that wait for the engine or run."""
-        return self._batcher.waiting
+    async def check(self) -> None:
+        """Embed a plain word."""
+        await self.embed(["ready"])
 
     async def embed(
         self,
@@ -142,19 +118,15 @@ class Embedder:
         vectors = np.empty((len(inputs), wanted), dtype=np.float32)
         tokens: list[int] = []
         truncated: list[bool] = []
-        self._busy += 1
-        try:
-            for start in range(0, len(inputs), _SLICE):
-                part = [prefix + each if isinstance(each, str) else each for each in inputs[start : start + _SLICE]]
+        with self._call():
+            for start in range(0, len(inputs), SLICE):
+                part = [prefix + each if isinstance(each, str) else each for each in inputs[start : start + SLICE]]
                 prepare = partial(self._engine.prepare, part, truncate=truncate, max_tokens=max_tokens)
                 prompts = prepare() if _is_short(part) else await asyncio.to_thread(prepare)
                 rows = await self._batcher.submit(prompts, background=background)
-                vectors[start : start + _SLICE] = _unit(shortened(_unit(np.stack(rows)), wanted))
+                vectors[start : start + SLICE] = _unit(shortened(_unit(np.stack(rows)), wanted))
                 tokens.extend(prompt.tokens for prompt in prompts)
                 truncated.extend(prompt.truncated for prompt in prompts)
-        finally:
-            self._busy -= 1
-            self.last_used = monotonic()
         result = Embeddings(self.spec.name, vectors, tuple(tokens), tuple(truncated))
         if self._on_embed is not None:
             self._on_embed(result)
@@ -169,14 +141,9 @@ class Embedder:
         """Tokens of one input, special tokens included."""
         return self.spec.max_tokens
 
-    def close(self) -> None:
-        """Fail what waits and close the engine. Blocking; safe to call twice."""
-        self._batcher.close()
-        self._engine.close()
-
 
 def _is_short(inputs: Sequence[str | Sequence[int]]) -> bool:
-    return len(inputs) == 1 and len(inputs[0]) <= _SHORT
+    return len(inputs) == 1 and len(inputs[0]) <= SHORT
 
 
 def _unit(vectors: Matrix) -> Matrix:

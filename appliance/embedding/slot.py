@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from time import monotonic
+from typing import Any, Generic, TypeVar
 
 import structlog
 
-from appliance.embedding.embedder import Embedder
+from appliance.embedding.serving import Serving
 from appliance.embedding.threads import on_thread
 from appliance.errors import ApplianceError, EngineFailed, EngineUnavailable
 
@@ -18,8 +19,12 @@ _STOPPING = "the appliance is stopping"
 log = structlog.get_logger(__name__)
 
 
-class Slot:
-    """Empty, taken by `embedder`, or changing from one to the other. Belongs to one event loop.
+S = TypeVar("S", bound=Serving[Any])
+"""An embedder or a reranker."""
+
+
+class Slot(Generic[S]):
+    """Empty, taken by `serving`, or changing from one to the other. Belongs to one event loop.
 
     A change is a task of its own: it goes on when the callers that wait for it leave, and the next one waits for it, so
     that a model is never in memory twice.
@@ -30,8 +35,8 @@ class Slot:
         keep_alive: seconds the model stays after its last use; negative for ever.
     """
 
-    def __init__(self, name: str, make: Callable[[], Embedder], *, keep_alive: float) -> None:
-        self.embedder: Embedder | None = None
+    def __init__(self, name: str, make: Callable[[], S], *, keep_alive: float) -> None:
+        self.serving: S | None = None
         self.keep_alive = keep_alive
         self.trouble = "not loaded"
         """Why the model cannot be had; empty once it was loaded, until a load fails."""
@@ -43,23 +48,23 @@ class Slot:
 
     def expires(self) -> float | None:
         """When the model's time is over, on the monotonic clock; None for never."""
-        if self.embedder is None or self.keep_alive < 0:
+        if self.serving is None or self.keep_alive < 0:
             return None
-        return self.embedder.last_used + self.keep_alive
+        return self.serving.last_used + self.keep_alive
 
     @property
     def idle(self) -> bool:
         """Whether there is a model that no call is under way on, and that no caller of `get` is just about to use."""
-        return self.embedder is not None and not self.embedder.busy and not self._awaited
+        return self.serving is not None and not self.serving.busy and not self._awaited
 
-    async def get(self) -> Embedder:
-        """The model's embedder. A caller may hold on to it: unloaded meanwhile, it asks here again when it is used.
+    async def get(self) -> S:
+        """The model, ready to serve. A caller may hold on to it: unloaded meanwhile, it asks here again when used.
 
         Raises:
             EngineUnavailable: the model cannot be opened, or the slot is closed.
-            EngineFailed: opening it failed unexpectedly, or it gave no usable vector for a plain word.
+            EngineFailed: opening it failed unexpectedly, or it gave no usable answer for a plain word.
         """
-        while self.embedder is None:
+        while self.serving is None:
             if self._closed:
                 raise EngineUnavailable(_STOPPING)
             change = self._change or self._begin(self._load())
@@ -69,15 +74,15 @@ class Slot:
             finally:
                 self._awaited -= 1
             change.result()
-        self.embedder.last_used = monotonic()
-        return self.embedder
+        self.serving.last_used = monotonic()
+        return self.serving
 
     def empty(self) -> None:
         """Begin to unload: calls under way end well, later ones ask `get`. Nothing where no model is loaded."""
-        if (embedder := self.embedder) is not None:
-            self.embedder = None
-            embedder.successor = self.get
-            self._begin(self._unload(embedder))
+        if (serving := self.serving) is not None:
+            self.serving = None
+            serving.successor = self.get
+            self._begin(self._unload(serving))
 
     async def settled(self) -> None:
         """Return once the change under way, if any, has ended."""
@@ -99,7 +104,7 @@ class Slot:
         if self.trouble:
             self.trouble = "loading"
         try:
-            self.embedder = await self._opened()
+            self.serving = await self._opened()
             self.trouble = ""
         except asyncio.CancelledError:
             raise
@@ -113,28 +118,28 @@ class Slot:
         finally:
             self._change = None
 
-    async def _opened(self) -> Embedder:
-        embedder = await on_thread(self._make, name=f"load {self._name}")
+    async def _opened(self) -> S:
+        serving = await on_thread(self._make, name=f"load {self._name}")
         try:
-            await self._check(embedder)
+            await self._check(serving)
         except Exception:
-            await on_thread(embedder.close, name=f"unload {self._name}")
+            await on_thread(serving.close, name=f"unload {self._name}")
             raise
-        return embedder
+        return serving
 
-    async def _check(self, embedder: Embedder) -> None:
+    async def _check(self, serving: S) -> None:
         try:
-            await embedder.embed(["ready"])
+            await serving.check()
         except (ApplianceError, ValueError) as error:
-            raise EngineFailed(f"{self._name} was loaded, but does not embed: {error}") from error
+            raise EngineFailed(f"{self._name} was loaded, but does not work: {error}") from error
         if self._closed:
             raise EngineUnavailable(_STOPPING)
 
-    async def _unload(self, embedder: Embedder) -> None:
+    async def _unload(self, serving: S) -> None:
         try:
-            while embedder.busy and not self._closed:  # noqa: ASYNC110  # it may become so in any task
+            while serving.busy and not self._closed:  # noqa: ASYNC110  # it may become so in any task
                 await asyncio.sleep(_DRAIN)
-            await on_thread(embedder.close, name=f"unload {self._name}")
+            await on_thread(serving.close, name=f"unload {self._name}")
         except Exception:
             log.exception("model not unloaded cleanly", model=self._name)
         finally:

@@ -2,9 +2,19 @@
 
 import tomllib
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from appliance.errors import InvalidInput
 
@@ -65,10 +75,16 @@ class _Card(_Frozen):
     license: str = ""
     family: str = Field(description="architecture as clients know it: bert, qwen3, hash")
     parameters: int = Field(default=0, ge=0, description="number of weights")
+    max_tokens: int = Field(ge=4, description="tokens of one input, specials included")
+
+
+class _Embeds(_Card):
+    """A card whose model gives vectors."""
+
+    task: Literal["embed"] = "embed"
     space: str = Field(default="", description="vectors of equal space may be compared; the card's name if left out")
     dimensions: int = Field(ge=1, le=8192)
     min_dimensions: int = Field(default=1, ge=1, description="fewest dimensions that vectors may be shortened to")
-    max_tokens: int = Field(ge=4, description="tokens of one input, specials included")
     prefixes: Prefixes = Prefixes()
 
     @model_validator(mode="before")
@@ -79,20 +95,16 @@ class _Card(_Frozen):
         return data
 
 
-class HashSpec(_Card):
-    """Feature hashing: no files, no weights."""
+class _HasFiles(_Card):
+    """A card whose model has files: some known by hash, some that the owner brings."""
 
-    engine: Literal["hash"]
-
-
-class OnnxSpec(_Card):
-    """A model that ONNX Runtime runs: one `.onnx` file, or a BERT-family safetensors file to build a graph from."""
-
-    engine: Literal["onnx"]
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    precision: Literal["fp32", "int8"] = "fp32"
-    files: dict[str, FileSpec] = Field(min_length=1)
-    sources: tuple[Source, ...] = Field(min_length=1, description="tried in this order")
+    files: dict[str, FileSpec] = {}
+    sources: tuple[Source, ...] = Field(default=(), description="of `files`; tried in this order")
+    own: tuple[str, ...] = Field(
+        default=(),
+        description="files of no known hash, which the owner puts into models/<card name>/ of the data directory; "
+        "an absolute path is taken as it is",
+    )
 
     @field_validator("files")
     @classmethod
@@ -103,10 +115,135 @@ class OnnxSpec(_Card):
                 raise ValueError(f"file name {name!r} is not a plain relative path")
         return files
 
+    @model_validator(mode="after")
+    def _some_files(self) -> Self:
+        if not self.files and not self.own:
+            raise ValueError("a card with this engine lists files, or own files")
+        if self.files and not self.sources:
+            raise ValueError("files need sources to be had from")
+        return self
 
-ModelSpec: TypeAlias = HashSpec | OnnxSpec
 
-_ADAPTER: TypeAdapter[ModelSpec] = TypeAdapter(Annotated[HashSpec | OnnxSpec, Field(discriminator="engine")])
+class _OnOnnx(_HasFiles):
+    engine: Literal["onnx"]
+    precision: Literal["fp32", "int8"] = "fp32"
+
+
+Platform: TypeAlias = Literal["rk3588", "rk3576", "rk3562", "rv1126b"]
+"""What a `.rkllm` file is converted for; it runs on nothing else."""
+
+CONTEXT_MARGIN = 8
+"""Tokens of the context that RKLLM keeps for itself: its log told of 4 of 1024 (1.2.x); twice that is safe."""
+
+
+class _OnRkllm(_HasFiles):
+    """A decoder that was converted with Rockchip's RKLLM toolkit, run by librkllmrt.so on the NPU."""
+
+    engine: Literal["rkllm"]
+    platform: Platform
+    model: str = Field(description="name of the .rkllm file, among `files` or `own`")
+    tokenizer: str = Field(default="tokenizer.json", description="name of the tokenizer file, among `files` or `own`")
+    context: int = Field(
+        ge=32, le=16384, multiple_of=32, description="max_context that the file was converted with (toolkit's limits)"
+    )
+    eos: int = Field(default=-1, ge=-1, description="id of the token that ends every input; -1 where there is none")
+    vocabulary: int = Field(default=0, ge=0, description="rows of the embedding table; 0: not checked")
+    attention: Literal["causal", "bidirectional"] = "causal"
+    domain: int = Field(
+        default=0, ge=0, le=15, description="IOMMU domain; another one where 4 GiB do not hold all models"
+    )
+    embed_flash: bool = Field(default=False, description="read the embedding table from storage: less memory")
+    cpus: int = Field(default=4, ge=1, le=8, description="CPU cores that do what the NPU does not")
+    memory: int = Field(
+        default=0,
+        ge=0,
+        description="MiB at which the process is begun anew; 0: twice what it took when loaded, and 256",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in (self.model, self.tokenizer):
+            if name not in self.files and name not in self.own:
+                raise ValueError(f"{name!r} is neither among files nor among own")
+        if self.max_tokens > self.context - CONTEXT_MARGIN:
+            raise ValueError(
+                f"max_tokens may be {self.context - CONTEXT_MARGIN} at most, {CONTEXT_MARGIN} below the context"
+            )
+        return self
+
+
+class HashSpec(_Embeds):
+    """Feature hashing: no files, no weights."""
+
+    engine: Literal["hash"]
+
+
+class OnnxSpec(_Embeds, _OnOnnx):
+    """A model that ONNX Runtime runs: one `.onnx` file, or a BERT-family safetensors file to build a graph from."""
+
+    pooling: Literal["mean", "cls", "last"] = "mean"
+
+
+class Reference(_Frozen):
+    """What the unconverted model gives for a text: proof that a conversion kept it."""
+
+    text: str = Field(min_length=1)
+    vector: tuple[float, ...] = Field(min_length=4, description="the first numbers of the vector of length 1")
+    cosine: float = Field(default=0.9, ge=0, le=1, description="least cosine with what the NPU gives")
+
+
+class RkllmSpec(_Embeds, _OnRkllm):
+    """A decoder whose last hidden states on the NPU become vectors: an embedding model, or a text model."""
+
+    pooling: Literal["last", "mean", "cls"] = "last"
+    reference: Reference | None = None
+
+
+class OnnxRerankerSpec(_OnOnnx):
+    """A cross-encoder that ONNX Runtime runs: one `.onnx` file, or a BERT-family safetensors file."""
+
+    task: Literal["rerank"]
+
+
+class RkllmRerankerSpec(_OnRkllm):
+    """A decoder on the NPU that says yes or no to a passage (Qwen3-Reranker): softmax of two logits of one token."""
+
+    task: Literal["rerank"]
+    yes: int = Field(ge=0, description="token id")
+    no: int = Field(ge=0, description="token id")
+    before: str = Field(description="what comes before the query; parsed for special tokens")
+    between: str = Field(description="what comes between query and passage")
+    after: str = Field(description="what comes after the passage")
+
+
+ModelSpec: TypeAlias = HashSpec | OnnxSpec | RkllmSpec
+"""Cards of models that embed."""
+
+RerankerSpec: TypeAlias = OnnxRerankerSpec | RkllmRerankerSpec
+"""Cards of models that score passages for a query."""
+
+Card: TypeAlias = ModelSpec | RerankerSpec
+
+
+def _which(data: object) -> str:
+    get = data.get if isinstance(data, dict) else lambda name, default="": getattr(data, name, default)
+    return f"{get('engine', '')} {get('task', 'embed')}"
+
+
+_ADAPTER: TypeAdapter[Card] = TypeAdapter(
+    Annotated[
+        Annotated[HashSpec, Tag("hash embed")]
+        | Annotated[OnnxSpec, Tag("onnx embed")]
+        | Annotated[RkllmSpec, Tag("rkllm embed")]
+        | Annotated[OnnxRerankerSpec, Tag("onnx rerank")]
+        | Annotated[RkllmRerankerSpec, Tag("rkllm rerank")],
+        Discriminator(
+            _which,
+            custom_error_type="unknown_engine",
+            custom_error_message="engine is hash, onnx or rkllm; task is embed (the default) or, but for hash, rerank",
+        ),
+    ]
+)
 
 
 def plain(name: str) -> str:
@@ -114,7 +251,7 @@ def plain(name: str) -> str:
     return name.strip().lower().removesuffix(":latest")
 
 
-def read_card(path: Path) -> ModelSpec:
+def read_card(path: Path) -> Card:
     """Read one card.
 
     Raises:
@@ -130,7 +267,7 @@ def read_card(path: Path) -> ModelSpec:
         raise InvalidInput(f"{path.name} is not a card: {where}: {first['msg']}", param=where) from error
 
 
-def read_cards(*folders: Path) -> list[ModelSpec]:
+def read_cards(*folders: Path) -> list[Card]:
     """Read every `*.toml` of the folders; a later folder's card takes the place of an earlier one of the same name."""
     cards = {}
     for folder in folders:

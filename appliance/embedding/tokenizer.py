@@ -4,6 +4,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -78,34 +79,44 @@ class Tokenizer:
             InputTooLong: an input is too long and `truncate` is false.
             InvalidInput: a token id that the model does not have, or a limit that leaves no room for the text.
         """
-        limit = self._max_tokens if max_tokens is None else min(max_tokens, self._max_tokens)
+        limit = self._limit(max_tokens)
         if limit <= self.specials:
             raise InvalidInput("input after truncation exceeds maximum context length", param="input")
-        prompts: dict[int, Prompt] = {}
-        left: list[tuple[int, str]] = []
-        for index, item in enumerate(inputs):
-            if isinstance(item, str):
-                left.append((index, item))
-            else:
-                prompts[index] = self._prompt(self._known(item), whole=True, limit=limit, truncate=truncate)
-        reach = _REACH * limit + self._margin
-        while left:
-            short = []
-            for index, text, ids in self._read(left, reach):
-                whole = len(text) <= reach
-                if whole or len(ids) > limit - self.specials or reach >= _FURTHEST:
-                    prompts[index] = self._prompt(ids, whole=whole, limit=limit, truncate=truncate)
-                else:
-                    short.append((index, text))
-            left = short
-            reach = min(reach * _FURTHER, _FURTHEST)
-        return [prompts[index] for index in range(len(inputs))]
+        texts = self._bounded([each for each in inputs if isinstance(each, str)], limit - self.specials)
+        return [
+            self._prompt(
+                next(texts) if isinstance(each, str) else _Read(self._known(each), whole=True),
+                limit=limit,
+                truncate=truncate,
+            )
+            for each in inputs
+        ]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The character range of each token of `text`, without special tokens, in order."""
         # `encode` holds the GIL for as long as it takes, `encode_batch` does not.
         offsets: list[tuple[int, int]] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets
         return offsets
+
+    def _limit(self, max_tokens: int | None) -> int:
+        return self._max_tokens if max_tokens is None else min(max_tokens, self._max_tokens)
+
+    def _bounded(self, texts: Sequence[str], most: int) -> Iterator["_Read"]:
+        """The tokens of each text, in order: all, or so many that there are more than `most`."""
+        found: dict[int, _Read] = {}
+        left = list(enumerate(texts))
+        reach = _REACH * most + self._margin
+        while left:
+            short = []
+            for index, text, ids in self._read(left, reach):
+                whole = len(text) <= reach
+                if whole or len(ids) > most or reach >= _FURTHEST:
+                    found[index] = _Read(ids, whole=whole)
+                else:
+                    short.append((index, text))
+            left = short
+            reach = min(reach * _FURTHER, _FURTHEST)
+        return (found[index] for index in range(len(texts)))
 
     def _read(self, texts: Sequence[tuple[int, str]], reach: int) -> Iterator[tuple[int, str, list[int]]]:
         """Each text with the tokens of its first `reach` characters that do not depend on those after them."""
@@ -125,17 +136,102 @@ class Tokenizer:
             raise InvalidInput(f"token ids must be from 0 to {self._vocabulary - 1} for this model", param="input")
         return ids
 
-    def _prompt(self, ids: Sequence[int], *, whole: bool, limit: int, truncate: bool) -> Prompt:
+    def _prompt(self, read: "_Read", *, limit: int, truncate: bool) -> Prompt:
         room = limit - self.specials
-        if not truncate and len(ids) > room:
-            tokens = len(ids) + self.specials if whole else limit + 1
-            raise InputTooLong(tokens=tokens, limit=limit, exact=whole)
-        if not (truncate or whole):
-            raise InvalidInput(
-                f"the input length exceeds the context length: over {_FURTHEST} characters", param="input"
-            )
-        content: Ids = np.concatenate([self._head, np.array(ids[:room], np.int64), self._tail])
-        return Prompt(content, tokens=len(content), truncated=len(ids) > room or not whole)
+        if not truncate:
+            _check_length(len(read.ids) + self.specials, limit=limit, whole=read.whole)
+        content: Ids = np.concatenate([self._head, np.array(read.ids[:room], np.int64), self._tail])
+        return Prompt(content, tokens=len(content), truncated=len(read.ids) > room or not read.whole)
+
+
+class PairTokenizer(Tokenizer):
+    """A model's own tokenizer, where the model reads two texts as one input: `[CLS] query [SEP] passage [SEP]`.
+
+    What stands before, between and behind the two, and which tokens are of the second type, is what the file's
+    post-processor says of pairs.
+
+    Args:
+        path: as for `Tokenizer`.
+        max_tokens: tokens that the model takes, special tokens included.
+
+    Raises:
+        EngineUnavailable: the file is no tokenizer, or does not say how two texts are told apart.
+    """
+
+    def __init__(self, path: Path, *, max_tokens: int) -> None:
+        super().__init__(path, max_tokens=max_tokens)
+        probe = self._tokenizer.encode("a", "a")
+        owners = probe.sequence_ids  # 0 and 1 for the two texts, None for special tokens
+        if not (0 in owners and 1 in owners and None in owners[owners.index(0) : owners.index(1)]):
+            raise EngineUnavailable("tokenizer.json does not say how a query and a passage are told apart")
+        ids, types = np.array(probe.ids, np.int64), np.array(probe.type_ids, np.int64)
+        first, second = owners.index(0), owners.index(1)
+        around = (slice(first), slice(first + owners.count(0), second), slice(second + owners.count(1), None))
+        self._around = [(ids[part], types[part]) for part in around]
+        self._types = (types[first], types[second])
+
+    @property
+    def pair_specials(self) -> int:
+        """Special tokens that every pair costs: 3 for `[CLS] query [SEP] passage [SEP]`."""
+        return sum(len(ids) for ids, _ in self._around)
+
+    def encode_pairs(
+        self, query: str, passages: Sequence[str], *, truncate: bool, max_tokens: int | None = None
+    ) -> list[Prompt]:
+        """Tokenise the query with each passage. Texts are read as far as `encode` reads them.
+
+        A pair that is too long loses the end of the passage. A query that takes more than half of the room gives way to
+        the passage down to that half.
+
+        Args:
+            query: the first text of each pair.
+            passages: the second, in order.
+            truncate: cut, or refuse.
+            max_tokens: a tighter limit than the model's own, special tokens included.
+
+        Raises:
+            InputTooLong: a pair is too long and `truncate` is false.
+            InvalidInput: a limit that leaves no room for a token of each text.
+        """
+        limit = self._limit(max_tokens)
+        room = limit - self.pair_specials
+        if room < 2:  # noqa: PLR2004  # one for each
+            raise InvalidInput("the query after truncation leaves no room for a passage", param="query")
+        (asked,) = self._bounded([query], room)
+        prompts = []
+        for passage in self._bounded(passages, room):
+            whole = asked.whole and passage.whole
+            if not truncate:
+                tokens = len(asked.ids) + len(passage.ids) + self.pair_specials
+                _check_length(tokens, limit=limit, whole=whole)
+            ids = asked.ids[: max(room // 2, room - len(passage.ids))]
+            second = passage.ids[: room - len(ids)]
+            content, types = self._joined(ids, second)
+            cut = len(ids) < len(asked.ids) or len(second) < len(passage.ids) or not whole
+            prompts.append(Prompt(content, tokens=len(content), truncated=cut, types=types))
+        return prompts
+
+    def _joined(self, first: Sequence[int], second: Sequence[int]) -> tuple[Ids, Ids | None]:
+        head, between, tail = self._around
+        one, two = self._types
+        parts = [head, (first, np.full(len(first), one)), between, (second, np.full(len(second), two)), tail]
+        content: Ids = np.concatenate([np.array(ids, np.int64) for ids, _ in parts])
+        types: Ids = np.concatenate([types for _, types in parts])
+        return content, types if types.any() else None
+
+
+class _Read(NamedTuple):
+    """Tokens of a text, and whether they are all there are."""
+
+    ids: Sequence[int]
+    whole: bool
+
+
+def _check_length(tokens: int, *, limit: int, whole: bool) -> None:
+    if tokens > limit:
+        raise InputTooLong(tokens=tokens if whole else limit + 1, limit=limit, exact=whole)
+    if not whole:
+        raise InvalidInput(f"the input length exceeds the context length: over {_FURTHEST} characters", param="input")
 
 
 def _portions(texts: Sequence[tuple[int, str]], reach: int) -> Iterator[Sequence[tuple[int, str]]]:

@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 
 from appliance.app import _ended, _preload
-from appliance.embedding.engine import EmbeddingEngine
+from appliance.embedding.engine import EmbeddingEngine, Prompt, RerankEngine, Vector
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.registry import OPENAI_NAMES, Registry
-from appliance.embedding.spec import FileSpec, HashSpec, ModelSpec, OnnxSpec, WheelSource
+from appliance.embedding.spec import (
+    Card,
+    FileSpec,
+    HashSpec,
+    ModelSpec,
+    OnnxRerankerSpec,
+    OnnxSpec,
+    RerankerSpec,
+    WheelSource,
+)
 from appliance.errors import (
     Conflict,
     EngineFailed,
@@ -53,6 +62,19 @@ def card_with_files(name: str, *, space: str = "") -> OnnxSpec:
         files={"model.onnx": FileSpec(sha256=hashlib.sha256(content).hexdigest(), size=len(content))},
         sources=(WheelSource(kind="wheel", package="none", version="1", sha256="0" * 64, folder=""),),
     )
+
+
+def reranker_card(name: str, *, aliases: tuple[str, ...] = ()) -> OnnxRerankerSpec:
+    """A card of one file that its owner brings."""
+    return OnnxRerankerSpec(
+        name=name, task="rerank", engine="onnx", family="bert", aliases=aliases, max_tokens=32, own=("model.onnx",)
+    )
+
+
+def bring_own(spec: OnnxRerankerSpec, folder: Path) -> None:
+    place = ModelFiles(folder).folder(spec) / "model.onnx"
+    place.parent.mkdir(parents=True)
+    place.write_text("a model")
 
 
 def bring(spec: OnnxSpec, folder: Path) -> None:
@@ -123,14 +145,59 @@ class Engine(HashingEngine):
         self._opener.closed += 1
 
 
+class RerankOpener:
+    """Opens rerankers that count the words a passage shares with the query, and counts them."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.engines: list[Shared] = []
+
+    def __call__(self, spec: RerankerSpec) -> RerankEngine:
+        self.opened.append(spec.name)
+        self.engines.append(Shared())
+        return self.engines[-1]
+
+
+class Shared:
+    """A `RerankEngine`: the logit is the number of words that both have."""
+
+    lanes = 1
+    batch_tokens = 512
+
+    def __init__(self) -> None:
+        self.closed = 0
+        self.broken = False
+
+    def prepare(
+        self, query: str, passages: Sequence[str], *, truncate: bool, max_tokens: int | None = None
+    ) -> list[Prompt]:
+        return [Prompt(f"{query}|{each}", tokens=3, truncated=truncate and max_tokens == 1) for each in passages]
+
+    def run(self, prompts: Sequence[Prompt]) -> Vector:
+        pairs = [str(prompt.content).split("|") for prompt in prompts]
+        shared = [len(set(query.split()) & set(passage.split())) for query, passage in pairs]
+        return np.full(len(prompts), np.nan, np.float32) if self.broken else np.array(shared, np.float32)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 def registry_of(
-    *cards: ModelSpec, folder: Path, opener: Opener | None = None, default: str = "", keep_alive: float = -1
+    *cards: Card,
+    folder: Path,
+    opener: Opener | None = None,
+    rerank_opener: RerankOpener | None = None,
+    default: str = "",
+    reranker: str = "",
+    keep_alive: float = -1,
 ) -> Registry:
     return Registry(
         cards,
         default=default or cards[0].name,
         files=ModelFiles(folder),
         open_engine=opener or Opener(),
+        open_reranker=rerank_opener or RerankOpener(),
+        reranker=reranker,
         keep_alive=keep_alive,
     )
 
@@ -503,7 +570,13 @@ async def test_a_pull_goes_on_when_its_callers_have_left(tmp_path: Path) -> None
 
 async def test_a_pull_that_fails_tells_every_caller_and_the_next_one_tries_again(tmp_path: Path) -> None:
     alpha = card_with_files("alpha")
-    registry = Registry([alpha], default="alpha", files=ModelFiles(tmp_path, offline=True), open_engine=Opener())
+    registry = Registry(
+        [alpha],
+        default="alpha",
+        files=ModelFiles(tmp_path, offline=True),
+        open_engine=Opener(),
+        open_reranker=RerankOpener(),
+    )
     seen: list[str] = []
     with pulls_held_up(tmp_path):
         tasks = [asyncio.create_task(watched(registry.pull("alpha"), seen)) for _ in range(2)]
@@ -542,7 +615,7 @@ async def test_the_default_model_is_loaded_once_its_files_come(tmp_path: Path) -
         files.paths(spec)
         return opener(spec)
 
-    registry = Registry([alpha], default="alpha", files=files, open_engine=opened)
+    registry = Registry([alpha], default="alpha", files=files, open_engine=opened, open_reranker=RerankOpener())
     task = asyncio.create_task(_preload(registry, pause=0.01))
     await until(lambda: "appliance pull alpha" in registry.trouble("alpha"))
 
@@ -564,4 +637,122 @@ async def test_a_default_model_that_fails_to_load_is_tried_again(tmp_path: Path)
     await asyncio.wait_for(task, 10)
 
     assert registry.trouble("alpha") == ""
+    await registry.close()
+
+
+async def test_rerankers_and_embedders_share_names_and_each_refuses_the_others_work(tmp_path: Path) -> None:
+    registry = registry_of(card("alpha"), reranker_card("judge", aliases=("Org/Judge",)), folder=tmp_path)
+
+    assert registry.card("org/judge:latest").name == "judge"
+    with pytest.raises(InvalidInput, match=r'^"Judge" does not support embeddings$'):
+        await registry.get("Judge")
+    with pytest.raises(InvalidInput, match=r'^"alpha" does not support reranking$'):
+        await registry.reranker("alpha")
+    with pytest.raises(ModelNotFound):
+        await registry.reranker("nobody")
+    with pytest.raises(InvalidInput, match="'alpha'"):
+        registry_of(card("alpha"), reranker_card("alpha"), folder=tmp_path)
+
+
+async def test_a_default_that_does_not_do_its_work_is_refused_at_once(tmp_path: Path) -> None:
+    cards = card("alpha"), reranker_card("judge")
+
+    with pytest.raises(InvalidInput, match="does not support embeddings"):
+        registry_of(*cards, folder=tmp_path, default="judge")
+    with pytest.raises(InvalidInput, match="does not support reranking"):
+        registry_of(*cards, folder=tmp_path, reranker="alpha")
+    with pytest.raises(ModelNotFound):
+        registry_of(*cards, folder=tmp_path, reranker="nobody")
+
+
+async def test_a_request_that_names_no_reranker_gets_the_settings_or_the_first_that_is_here(tmp_path: Path) -> None:
+    first, second, third = reranker_card("first"), reranker_card("second"), reranker_card("third")
+    opener = RerankOpener()
+    cards = card("alpha"), first, second, third
+    registry = registry_of(*cards, folder=tmp_path, rerank_opener=opener)
+    chosen = registry_of(*cards, folder=tmp_path, reranker="THIRD")
+
+    with pytest.raises(ModelNotFound, match=r"no reranker is installed.*first, second, third"):
+        await registry.reranker()
+    bring_own(second, tmp_path)
+    bring_own(third, tmp_path)
+
+    assert (await registry.reranker()).spec is second
+    assert (await chosen.reranker()).spec is third
+    assert opener.opened == ["second"]
+    await registry.close()
+    await chosen.close()
+
+
+async def test_without_a_card_of_a_reranker_that_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="there is no card of one"):
+        await registry_of(card("alpha"), folder=tmp_path).reranker()
+
+
+async def test_a_reranker_is_loaded_once_listed_unloaded_and_comes_back(tmp_path: Path) -> None:
+    judge, opener = reranker_card("judge"), RerankOpener()
+    bring_own(judge, tmp_path)
+    registry = registry_of(card("alpha"), judge, folder=tmp_path, rerank_opener=opener)
+
+    rerankers = await asyncio.gather(*(registry.reranker("judge") for _ in range(10)))
+    loaded = [each.spec for each in registry.loaded()]
+    await registry.unload("judge")
+    scores = await rerankers[0].scores("a b", ["a", "a b"])
+
+    assert len(set(map(id, rerankers))) == 1
+    assert loaded == [judge]
+    assert scores.logits.tolist() == [1, 2]
+    assert (opener.opened, [each.closed for each in opener.engines]) == (["judge", "judge"], [1, 0])
+    assert judge in registry.installed()
+    assert registry.size(judge) == len("a model")
+    await registry.close()
+    assert opener.engines[-1].closed == 1
+
+
+async def test_a_reranker_that_gives_no_number_is_not_served(tmp_path: Path) -> None:
+    judge = reranker_card("judge")
+    opener = RerankOpener()
+    registry = registry_of(card("alpha"), judge, folder=tmp_path, rerank_opener=opener)
+    reranker = await registry.reranker("judge")
+    opener.engines[0].broken = True
+
+    with pytest.raises(EngineFailed, match="no number"):
+        await reranker.scores("a", ["a"])
+    await registry.close()
+
+
+async def test_a_model_of_either_kind_is_loaded_by_its_name(tmp_path: Path) -> None:
+    registry = registry_of(card("alpha"), reranker_card("judge"), folder=tmp_path)
+
+    await registry.load("alpha")
+    await registry.load("judge", keep_alive=60)
+
+    assert {each.spec.name: each.expires_at is None for each in registry.loaded()} == {"alpha": True, "judge": False}
+    assert registry.trouble("judge") == ""
+    await registry.close()
+
+
+async def test_a_reranker_is_deleted_like_any_model_but_for_that_of_the_settings_and_what_was_put_here(
+    tmp_path: Path,
+) -> None:
+    own = reranker_card("own")
+    pulled = OnnxRerankerSpec.model_validate(
+        card_with_files("pulled").model_dump(include={"name", "engine", "family", "max_tokens", "files", "sources"})
+        | {"task": "rerank"}
+    )
+    bring_own(own, tmp_path)
+    path = ModelFiles(tmp_path).path(pulled.files["model.onnx"])
+    path.parent.mkdir(parents=True)
+    path.write_text(pulled.name)
+    registry = registry_of(card("alpha"), own, pulled, folder=tmp_path)
+    chosen = registry_of(card("alpha"), own, pulled, folder=tmp_path, reranker="pulled")
+
+    with pytest.raises(Conflict, match="by hand"):
+        await registry.delete("own")
+    with pytest.raises(Conflict, match="reranker of the settings"):
+        await chosen.delete("pulled")
+    await registry.delete("pulled")
+
+    assert not registry.present(pulled)
+    assert registry.present(own)
     await registry.close()

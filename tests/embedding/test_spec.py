@@ -4,18 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from appliance.embedding.spec import NAME, HashSpec, OnnxSpec, WheelSource, read_card, read_cards
+from appliance.embedding.spec import NAME, HashSpec, OnnxRerankerSpec, OnnxSpec, WheelSource, read_card, read_cards
 from appliance.errors import InvalidInput
 
 SHIPPED = Path(__file__).parents[2] / "config" / "models"
 HASH_CARD = 'name = "tiny"\nengine = "hash"\nfamily = "hash"\ndimensions = 64\nmax_tokens = 100\n'
 FILE = f'files."m.onnx" = {{ sha256 = "{"0" * 64}", size = 1 }}\n'
 HUB = f'sources = [{{ kind = "hub", repo = "a/b", revision = "{"0" * 40}" }}]\n'
+RERANKER_CARD = (
+    'name = "r"\ntask = "rerank"\nengine = "onnx"\nfamily = "bert"\nmax_tokens = 16\n'
+    'own = ["m.onnx", "tokenizer.json"]\n'
+)
 ONNX_CARD = 'name = "m"\nengine = "onnx"\nfamily = "bert"\ndimensions = 8\nmax_tokens = 16\n'
 
 
 def test_the_shipped_cards_are_these() -> None:
-    assert {card.name for card in read_cards(SHIPPED)} == {"all-minilm-l6-v2", "all-minilm-l6-v2-int8", "hash"}
+    assert {card.name: card.task for card in read_cards(SHIPPED)} == {
+        "all-minilm-l6-v2": "embed",
+        "all-minilm-l6-v2-int8": "embed",
+        "hash": "embed",
+        "ms-marco-minilm-l6-v2": "rerank",
+    }
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
@@ -70,7 +79,9 @@ def test_the_hash_card_says_it_is_lexical() -> None:
 def test_a_card_without_a_space_has_its_own(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(HASH_CARD)
 
-    assert read_card(tmp_path / "tiny.toml").space == "tiny"
+    card = read_card(tmp_path / "tiny.toml")
+    assert isinstance(card, HashSpec)
+    assert card.space == "tiny"
 
 
 def test_a_later_folders_card_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -80,12 +91,24 @@ def test_a_later_folders_card_takes_the_place_of_an_earlier_one(tmp_path: Path) 
 
     cards = read_cards(tmp_path / "shipped", tmp_path / "own", tmp_path / "not-there")
 
-    assert [(card.name, card.dimensions) for card in cards] == [("tiny", 128)]
+    assert [(card.name, card.model_dump()["dimensions"]) for card in cards] == [("tiny", 128)]
+
+
+def test_a_reranker_has_no_dimensions_and_may_have_files_of_its_owner(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RERANKER_CARD)
+
+    card = read_card(tmp_path / "r.toml")
+
+    assert isinstance(card, OnnxRerankerSpec)
+    assert (card.task, card.own, card.files) == ("rerank", ("m.onnx", "tokenizer.json"), {})
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (RERANKER_CARD + "dimensions = 8\n", "dimensions"),
+        (RERANKER_CARD.replace('onnx"\n', 'hash"\n'), "task is embed"),
+        (RERANKER_CARD.replace('own = ["m.onnx", "tokenizer.json"]', ""), "files"),
         ("name = ", "not TOML"),
         ("\udc80", "not TOML"),
         (HASH_CARD.replace("hash", "magic"), "not a card"),

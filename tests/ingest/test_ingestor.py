@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,16 @@ class Watched(SqliteStore):
         super().create(collection, dimensions)
 
 
+def registry_of(*cards: ModelSpec, folder: Path, opened: Callable[[ModelSpec], Held]) -> Registry:
+    return Registry(
+        cards,
+        default="hash",
+        files=ModelFiles(folder),
+        open_engine=opened,
+        open_reranker=lambda spec: pytest.fail(spec.name),
+    )
+
+
 class House:
     """Everything an ingestor needs, on one data directory."""
 
@@ -83,9 +93,7 @@ class House:
         self.store = Watched(self.database)
         self.store.failures = []
         self.engine = Held()
-        self.registry = Registry(
-            [CARD], default="hash", files=ModelFiles(folder / "models"), open_engine=lambda _: self.engine
-        )
+        self.registry = registry_of(CARD, folder=folder / "models", opened=lambda _: self.engine)
         self.ingestor = Ingestor(catalog=self.catalog, store=self.store, registry=self.registry)
 
     async def open(self) -> None:
@@ -320,7 +328,7 @@ async def test_documents_wait_for_a_model_that_cannot_be_opened_and_others_go_on
             raise EngineUnavailable("run `appliance pull away`")
         return house.engine
 
-    house.registry = Registry([CARD, away], default="hash", files=ModelFiles(tmp_path), open_engine=opened)
+    house.registry = registry_of(CARD, away, folder=tmp_path, opened=opened)
     house.ingestor = Ingestor(catalog=house.catalog, store=house.store, registry=house.registry)
     await house.open()
     await house.ingestor.create_collection("a", spec=away)

@@ -1,11 +1,18 @@
-"""The engines, each imported only when a card asks for it."""
+"""The engines, each imported only when a card asks for it. This package itself imports nothing that is heavy."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from __future__ import annotations
 
-from appliance.embedding.engine import EmbeddingEngine
-from appliance.embedding.spec import HashSpec, ModelSpec, OnnxSpec
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 from appliance.errors import EngineUnavailable
+
+if TYPE_CHECKING:  # a process that only runs one engine imports this package, too
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+    from appliance.embedding.spec import ModelSpec, RerankerSpec
 
 
 def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> EmbeddingEngine:
@@ -20,7 +27,9 @@ def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, thre
     Raises:
         EngineUnavailable: a file is missing or cannot be used, or a package is not installed.
     """
-    try:
+    from appliance.embedding.spec import HashSpec, OnnxSpec, RkllmSpec
+
+    with _installed(spec.name):
         match spec:
             case HashSpec():
                 from appliance.embedding.engines.hashing import HashingEngine
@@ -30,7 +39,30 @@ def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, thre
                 from appliance.embedding.engines.onnx import open_onnx
 
                 return open_onnx(spec, paths, cache=cache, threads=threads)
+            case RkllmSpec():
+                raise EngineUnavailable(f"{spec.name} needs an engine that this version does not have: {spec.engine}")
+
+
+def open_reranker(spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> RerankEngine:
+    """Open the engine that a reranker's card asks for. Arguments and errors as for `open_engine`."""
+    from appliance.embedding.spec import OnnxRerankerSpec, RkllmRerankerSpec
+
+    with _installed(spec.name):
+        match spec:
+            case OnnxRerankerSpec():
+                from appliance.embedding.engines.cross_encoder import open_cross_encoder
+
+                return open_cross_encoder(spec, paths, cache=cache, threads=threads)
+            case RkllmRerankerSpec():
+                raise EngineUnavailable(f"{spec.name} needs an engine that this version does not have: {spec.engine}")
+
+
+@contextmanager
+def _installed(name: str) -> Iterator[None]:
+    """A package that is not installed as an error of ours."""
+    try:
+        yield
     except ImportError as error:
         raise EngineUnavailable(
-            f"{spec.name} needs a Python package that is not installed or does not load here: {error.name or error}"
+            f"{name} needs a Python package that is not installed or does not load here: {error.name or error}"
         ) from error

@@ -2,7 +2,7 @@
 
 Run as a program, so that the `onnx` package and the copies of the weights never count in the server's memory:
 
-    python -m appliance.embedding.engines.bert CONFIG WEIGHTS GRAPH PRECISION
+    python -m appliance.embedding.engines.bert CONFIG WEIGHTS GRAPH PRECISION TASK
 
 What it refuses it says in one sentence on standard output, with exit status 1.
 """
@@ -27,6 +27,9 @@ from appliance.embedding.engines.quantize import Floats, per_channel, smoothing
 from appliance.errors import EngineUnavailable
 
 Precision: TypeAlias = Literal["fp32", "int8"]
+
+Task: TypeAlias = Literal["embed", "rerank"]
+"""Whether the graph ends with the last layer's states, or with the classification head on top of the first of them."""
 
 _OPSET = 23
 """First with `Attention`, which measured up to 10 % faster than the same written as MatMul and Softmax."""
@@ -57,6 +60,7 @@ class BertConfig(BaseModel, frozen=True):
     position_embedding_type: Literal["absolute"] = "absolute"
     is_decoder: Literal[False] = False
     pad_token_id: int = 0
+    id2label: dict[str, str] = {"0": "LABEL_0", "1": "LABEL_1"}  # what transformers take where it is left out
 
     @model_validator(mode="after")
     def _heads_share_out(self) -> "BertConfig":
@@ -74,6 +78,18 @@ class BertConfig(BaseModel, frozen=True):
         """The most tokens that have a position."""
         return self.max_position_embeddings - self.first_position
 
+    @property
+    def labels(self) -> int:
+        """Logits of the classification head."""
+        return len(self.id2label)
+
+    @property
+    def head(self) -> tuple[str, str]:
+        """Names of the head's two layers; the first is followed by tanh."""
+        return (
+            ("pooler.dense", "classifier") if self.model_type == "bert" else ("classifier.dense", "classifier.out_proj")
+        )
+
 
 def read_config(path: Path) -> BertConfig:
     """Read a `config.json`.
@@ -89,7 +105,7 @@ def read_config(path: Path) -> BertConfig:
         raise EngineUnavailable(f"config.json: {where}: {first['msg']}".replace(": :", ":")) from error
 
 
-def read_weights(path: Path, config: BertConfig) -> dict[str, Floats]:
+def read_weights(path: Path, config: BertConfig, *, task: Task = "embed") -> dict[str, Floats]:
     """Read what the graph needs of a `model.safetensors`, as float32, by its name without the model's prefix.
 
     Raises:
@@ -100,12 +116,13 @@ def read_weights(path: Path, config: BertConfig) -> dict[str, Floats]:
             word = "embeddings.word_embeddings.weight"
             prefix = next((name.removesuffix(word) for name in file.keys() if name.endswith(word)), "")  # noqa: SIM118  no dict
             weights = {}
-            for name, shape in _shapes(config):
-                header = file.get_slice(prefix + name)
+            for name, shape in (*_shapes(config), *(_head_shapes(config) if task == "rerank" else ())):
+                stored = name if name.startswith("classifier") else prefix + name
+                header = file.get_slice(stored)
                 if tuple(header.get_shape()) != shape or header.get_dtype() not in {"F32", "F16"}:
                     found = f"{header.get_dtype()} {tuple(header.get_shape())}"
                     raise EngineUnavailable(f"model.safetensors: {name} is {found}, not F32 or F16 {shape}")
-                weights[name] = file.get_tensor(prefix + name).astype(np.float32)
+                weights[name] = file.get_tensor(stored).astype(np.float32)
                 if not np.isfinite(weights[name]).all():
                     raise EngineUnavailable(f"model.safetensors: {name} holds NaN or infinity")
             return weights
@@ -113,12 +130,19 @@ def read_weights(path: Path, config: BertConfig) -> dict[str, Floats]:
         raise EngineUnavailable(f"model.safetensors cannot be used: {error}") from error
 
 
+def _dense_shapes(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _head_shapes(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    first, second = config.head
+    yield from _dense_shapes(first, config.hidden_size, config.hidden_size)
+    yield from _dense_shapes(second, config.labels, config.hidden_size)
+
+
 def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     hidden, inner = config.hidden_size, config.intermediate_size
-
-    def dense(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-        yield f"{name}.weight", (outputs, inputs)
-        yield f"{name}.bias", (outputs,)
 
     def norm(name: str) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.{_NORM}.weight", (hidden,)
@@ -131,11 +155,11 @@ def _shapes(config: BertConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     for layer in range(config.num_hidden_layers):
         at = f"encoder.layer.{layer}"
         for part in ("query", "key", "value"):
-            yield from dense(f"{at}.attention.self.{part}", hidden, hidden)
-        yield from dense(f"{at}.attention.output.dense", hidden, hidden)
+            yield from _dense_shapes(f"{at}.attention.self.{part}", hidden, hidden)
+        yield from _dense_shapes(f"{at}.attention.output.dense", hidden, hidden)
         yield from norm(f"{at}.attention.output")
-        yield from dense(f"{at}.intermediate.dense", inner, hidden)
-        yield from dense(f"{at}.output.dense", hidden, inner)
+        yield from _dense_shapes(f"{at}.intermediate.dense", inner, hidden)
+        yield from _dense_shapes(f"{at}.output.dense", hidden, inner)
         yield from norm(f"{at}.output")
 
 
@@ -169,14 +193,26 @@ class _Bert:
     """Writes one encoder (Devlin et al. 2018) over rows of tokens, (texts * tokens, hidden), post-norm.
 
     Args:
+        task: to rerank, tokens are of the types that the input `token_type_ids` gives, where the model has two;
+            else all are of the first.
         peaks: largest magnitude of each channel behind each layer norm, by the norm's name: the linear layers and the
             word table then become 8-bit integers. `None` leaves everything float32.
     """
 
     def __init__(
-        self, config: BertConfig, weights: Mapping[str, Floats], *, peaks: Mapping[str, Floats] | None
+        self,
+        config: BertConfig,
+        weights: Mapping[str, Floats],
+        *,
+        task: Task,
+        peaks: Mapping[str, Floats] | None,
     ) -> None:
         self.graph = _Graph()
+        self.inputs = [
+            "input_ids",
+            "attention_mask",
+            *(["token_type_ids"] if task == "rerank" and config.type_vocab_size > 1 else []),
+        ]
         self.norms: dict[str, str] = {}  # the norm's name -> the tensor it gives
         self._config = config
         self._weights = weights
@@ -206,8 +242,19 @@ class _Bert:
             hidden = self._norm(graph("Add", self._linear(inner, f"{norm}.dense"), hidden), norm)
         return graph("Reshape", hidden, states)
 
+    def write_head(self, states: str) -> str:
+        """Write the classification head, in float32; returns the tensor with the logits, (texts, labels)."""
+        graph = self.graph
+        row = graph("Gather", states, graph.constant(0, np.int64), axis=1)
+        for name, after in zip(self._config.head, ("Tanh", "Identity"), strict=True):
+            weight = graph.constant(self._weights[f"{name}.weight"].T)
+            row = graph(
+                after, graph("Add", graph("MatMul", row, weight), graph.constant(self._weights[f"{name}.bias"]))
+            )
+        return row
+
     def _embedded(self) -> str:
-        """Word + position + first token type, (texts, tokens, hidden)."""
+        """Word + position + token type, (texts, tokens, hidden)."""
         graph, weights = self.graph, self._weights
         table = weights["embeddings.word_embeddings.weight"]
         if self._peaks is None:
@@ -217,7 +264,10 @@ class _Bert:
             integers = graph("Gather", graph.constant(np.rint(table / scales), np.int8), "input_ids")
             words = graph("Cast", integers, to=TensorProto.FLOAT)
             words = graph("Mul", words, graph("Gather", graph.constant(scales), "input_ids"))
-        table = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
+        types = weights["embeddings.token_type_embeddings.weight"]
+        if "token_type_ids" in self.inputs:
+            words = graph("Add", words, graph("Gather", graph.constant(types - types[0]), "token_type_ids"))
+        table = weights["embeddings.position_embeddings.weight"] + types[0]
         positions = graph.constant(table[self._config.first_position :])
         first = graph.integers(0)
         return graph("Add", words, graph("Slice", positions, first, graph("Shape", "input_ids", start=1), first))
@@ -265,19 +315,30 @@ class _Bert:
         return graph("Mul", graph("DequantizeLinear", sums, scales, axis=0), graph.constant(weight_scales))
 
 
-def bert_graph(config: BertConfig, weights: Mapping[str, Floats], *, precision: Precision) -> onnx.ModelProto:
+def bert_graph(
+    config: BertConfig, weights: Mapping[str, Floats], *, precision: Precision, task: Task = "embed"
+) -> onnx.ModelProto:
     """The model as a graph.
 
-    Inputs `input_ids` and `attention_mask`, int64 (texts, tokens), padding on the right; output `last_hidden_state`,
-    float32 (texts, tokens, hidden). Every token is of the first type. The metadata hold `max_tokens`.
+    Inputs `input_ids` and `attention_mask`, int64 (texts, tokens), padding on the right. To embed, every token is of
+    the first type and the output is `last_hidden_state`, float32 (texts, tokens, hidden). To rerank, `token_type_ids`
+    comes in as well where the model has two types, and the output is `logits`, float32 (texts, labels), as
+    transformers' BertForSequenceClassification and its RoBERTa kin give them. The metadata hold `max_tokens`.
 
     Raises:
         EngineUnavailable: the model is larger than an ONNX file can be.
     """
-    peaks = _peaks(config, weights) if precision == "int8" else None
-    bert = _Bert(config, weights, peaks=peaks)
-    bert.graph.nodes.append(helper.make_node("Identity", [bert.write()], ["last_hidden_state"]))
-    model = _model(bert, {"last_hidden_state": ["texts", "tokens", config.hidden_size]})
+    peaks = _peaks(config, weights, task=task) if precision == "int8" else None
+    bert = _Bert(config, weights, task=task, peaks=peaks)
+    states = bert.write()
+    if task == "embed":
+        output, given = "last_hidden_state", states
+        shape: list[str | int] = ["texts", "tokens", config.hidden_size]
+    else:
+        output, given = "logits", bert.write_head(states)
+        shape = ["texts", config.labels]
+    bert.graph.nodes.append(helper.make_node("Identity", [given], [output]))
+    model = _model(bert, {output: shape})
     helper.set_model_props(model, {"max_tokens": str(config.max_tokens)})
     return model
 
@@ -285,30 +346,31 @@ def bert_graph(config: BertConfig, weights: Mapping[str, Floats], *, precision: 
 def _model(bert: _Bert, outputs: Mapping[str, Sequence[str | int] | None]) -> onnx.ModelProto:
     if sum(len(constant.raw_data) for constant in bert.graph.constants) > 2**31 - 2**20:
         raise EngineUnavailable("the model is larger than the 2 GiB an ONNX file can hold")
-    ids = ("input_ids", "attention_mask")
     graph = helper.make_graph(
         bert.graph.nodes,
         "bert",
-        [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in ids],
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in bert.inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         bert.graph.constants,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=10)
 
 
-def _peaks(config: BertConfig, weights: Mapping[str, Floats]) -> dict[str, Floats]:
+def _peaks(config: BertConfig, weights: Mapping[str, Floats], *, task: Task) -> dict[str, Floats]:
     """The largest magnitude of each channel behind each layer norm, (hidden,), when the model reads random tokens.
 
     A model's loud channels are its own and hardly depend on the text: random tokens serve as well as real text did
     (mean cosine of the int8 model 0.9988 and 0.9987).
     """
-    bert = _Bert(config, weights, peaks=None)
+    bert = _Bert(config, weights, task=task, peaks=None)
     bert.write()
     names = list(bert.norms)
     model = _model(bert, dict.fromkeys(bert.norms.values()))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(32, min(64, config.max_tokens)))
-    states = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    halves = np.arange(ids.shape[1]) * config.type_vocab_size // ids.shape[1]
+    values = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": halves + np.zeros_like(ids)}
+    states = session.run(None, {name: values[name] for name in bert.inputs})
     return {name: np.abs(state).max(axis=0) for name, state in zip(names, states, strict=True)}
 
 
@@ -323,7 +385,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def build(config: Path, weights: Path, target: Path, *, precision: Precision) -> None:
+def build(config: Path, weights: Path, target: Path, *, precision: Precision, task: Task = "embed") -> None:
     """Write the graph to `target`, whole or not at all. Of several builders at once, one builds and the others find it.
 
     Raises:
@@ -334,7 +396,7 @@ def build(config: Path, weights: Path, target: Path, *, precision: Precision) ->
         if target.exists():
             return
         shape = read_config(config)
-        model = bert_graph(shape, read_weights(weights, shape), precision=precision)
+        model = bert_graph(shape, read_weights(weights, shape, task=task), precision=precision, task=task)
         part = target.with_suffix(".part")
         with part.open("wb") as file:
             file.write(model.SerializeToString())
@@ -345,9 +407,15 @@ def build(config: Path, weights: Path, target: Path, *, precision: Precision) ->
 
 def main() -> None:
     """Build what the command line asks for."""
-    config, weights, target, precision = sys.argv[1:]
+    config, weights, target, precision, task = sys.argv[1:]
     try:
-        build(Path(config), Path(weights), Path(target), precision="int8" if precision == "int8" else "fp32")
+        build(
+            Path(config),
+            Path(weights),
+            Path(target),
+            precision="int8" if precision == "int8" else "fp32",
+            task="rerank" if task == "rerank" else "embed",
+        )
     except EngineUnavailable as error:
         sys.stdout.write(error.message)
         sys.exit(1)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads; else it keeps a device id in HOME
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
 from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt
 from appliance.embedding.pooling import Pooling, pooled
-from appliance.embedding.spec import OnnxSpec
+from appliance.embedding.spec import OnnxRerankerSpec, OnnxSpec
 from appliance.embedding.tokenizer import Tokenizer
 from appliance.errors import EngineFailed, EngineUnavailable
 
@@ -24,6 +25,9 @@ _GRAPH = "1"
 
 _SOURCES = ("config.json", "model.safetensors")
 """What a graph is built from."""
+
+BATCH_TOKENS = 512
+"""Larger batches fall out of the processor's cache: a third slower at 4,096 tokens."""
 
 
 def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> EmbeddingEngine:
@@ -39,17 +43,10 @@ def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
-    if "tokenizer.json" not in paths:
-        raise EngineUnavailable(f"the card {spec.name} lists no tokenizer.json")
+    check_tokenizer(spec, paths)
     tokenizer = Tokenizer(paths["tokenizer.json"], max_tokens=spec.max_tokens)
-    if "model.safetensors" in paths:
-        session = _session_of_built(spec, paths, cache=cache, threads=threads or _cores())
-        longest = int(session.get_modelmeta().custom_metadata_map["max_tokens"])
-        if spec.max_tokens > longest:
-            raise EngineUnavailable(f"the model takes {longest} tokens, its card {spec.name} says {spec.max_tokens}")
-    else:
-        session = _session(_self_contained(paths))
-    engine = OnnxEngine(session, tokenizer, pooling=spec.pooling, lanes=threads or _cores())
+    graph = open_graph(spec, paths, cache=cache, threads=threads)
+    engine = OnnxEngine(graph, tokenizer, pooling=spec.pooling, lanes=threads or cores())
     found = engine.run(engine.prepare(["a"], truncate=True)).shape[1]
     if found != spec.dimensions:
         raise EngineUnavailable(f"the model gives {found} dimensions, its card {spec.name} says {spec.dimensions}")
@@ -57,41 +54,29 @@ def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads
 
 
 class OnnxEngine:
-    """An `EmbeddingEngine` over one session that all lanes share; each lane runs on one core.
+    """An `EmbeddingEngine` over one graph that all lanes share; each lane runs on one core.
 
     Two lanes over a session with one thread use two cores better than one lane over a session with two. A session's
     spare thread, where it has one, helps whichever lane is alone.
 
     Args:
-        session: takes `input_ids`, `attention_mask` and perhaps `token_type_ids`, (texts, tokens); gives
-            `sentence_embedding`, (texts, dimensions), or `last_hidden_state`, (texts, tokens, dimensions).
+        graph: gives `sentence_embedding`, (texts, dimensions), or `last_hidden_state`, (texts, tokens, dimensions).
         tokenizer: the model's own.
         pooling: how `last_hidden_state` becomes one vector a text.
         lanes: threads that may be inside `run` at once.
 
     Raises:
-        EngineUnavailable: the session takes or gives something else.
+        EngineUnavailable: the graph gives something else.
     """
 
-    batch_tokens = 512
-    """Larger batches fall out of the processor's cache: a third slower at 4,096 tokens."""
+    batch_tokens = BATCH_TOKENS
 
-    def __init__(
-        self, session: onnxruntime.InferenceSession, tokenizer: Tokenizer, *, pooling: Pooling, lanes: int
-    ) -> None:
+    def __init__(self, graph: "Graph", tokenizer: Tokenizer, *, pooling: Pooling, lanes: int) -> None:
         self.lanes = lanes
-        self._session: onnxruntime.InferenceSession | None = session
+        self._graph = graph
         self._tokenizer = tokenizer
         self._pooling: Pooling = pooling
-        self._inputs = {
-            item.name: np.int32 if item.type == "tensor(int32)" else np.int64 for item in session.get_inputs()
-        }
-        known = {"input_ids", "attention_mask", "token_type_ids"}
-        if not {"input_ids", "attention_mask"} <= self._inputs.keys() <= known:
-            raise EngineUnavailable(
-                f"the .onnx file takes {', '.join(self._inputs)}; expected {', '.join(sorted(known))}"
-            )
-        outputs = {item.name for item in session.get_outputs()}
+        outputs = graph.outputs
         self._output = next((name for name in ("sentence_embedding", "last_hidden_state") if name in outputs), "")
         if not self._output:
             raise EngineUnavailable("the .onnx file gives neither sentence_embedding nor last_hidden_state")
@@ -108,19 +93,7 @@ class OnnxEngine:
 
     def run(self, prompts: Sequence[Prompt]) -> Matrix:
         """Vectors of the prompts, as `EmbeddingEngine.run` says."""
-        if self._session is None:
-            raise EngineFailed("the model was closed")
-        ids = np.zeros((len(prompts), max(prompt.tokens for prompt in prompts)), np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, : prompt.tokens] = prompt.content
-            mask[row, : prompt.tokens] = 1
-        values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        feeds = {name: values[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
-        try:
-            (output,) = self._session.run([self._output], feeds)
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise EngineFailed("the model failed to run") from error
+        output, mask = self._graph.run(self._output, prompts)
         vectors: Matrix = output if self._output == "sentence_embedding" else pooled(output, mask, self._pooling)
         if not np.isfinite(vectors).all():
             raise EngineFailed("the model answered with NaN or infinity")
@@ -128,10 +101,77 @@ class OnnxEngine:
 
     def close(self) -> None:
         """Let go of the model. Safe to call twice."""
+        self._graph.close()
+
+
+class Graph:
+    """A session of ONNX Runtime that reads tokens. Any number of threads may be inside `run`.
+
+    Args:
+        session: takes `input_ids`, `attention_mask` and perhaps `token_type_ids`, (texts, tokens).
+
+    Raises:
+        EngineUnavailable: the session takes something else.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._inputs = {
+            item.name: np.int32 if item.type == "tensor(int32)" else np.int64 for item in session.get_inputs()
+        }
+        known = {"input_ids", "attention_mask", "token_type_ids"}
+        if not {"input_ids", "attention_mask"} <= self._inputs.keys() <= known:
+            raise EngineUnavailable(
+                f"the .onnx file takes {', '.join(self._inputs)}; expected {', '.join(sorted(known))}"
+            )
+        self.outputs = frozenset(item.name for item in session.get_outputs())
+
+    def run(self, output: str, prompts: Sequence[Prompt]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """What the graph gives for the prompts, and the mask, int64 (texts, tokens): 1 for a token, 0 for padding.
+
+        Raises:
+            EngineFailed: closed, or the runtime failed.
+        """
+        if self._session is None:
+            raise EngineFailed("the model was closed")
+        ids = np.zeros((len(prompts), max(prompt.tokens for prompt in prompts)), np.int64)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, : prompt.tokens] = prompt.content
+            mask[row, : prompt.tokens] = 1
+            if prompt.types is not None:
+                types[row, : prompt.tokens] = prompt.types
+        values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        feeds = {name: values[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
+        try:
+            (result,) = self._session.run([output], feeds)
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise EngineFailed("the model failed to run") from error
+        return result, mask
+
+    def close(self) -> None:
+        """Let go of the session. Safe to call twice."""
         self._session = None
 
 
-def _cores() -> int:
+def check_tokenizer(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path]) -> None:
+    """EngineUnavailable where a card lists no tokenizer."""
+    if "tokenizer.json" not in paths:
+        raise EngineUnavailable(f"the card {spec.name} lists no tokenizer.json")
+
+
+def open_graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
+    """Open a card's graph, built first where its files are safetensors. Arguments and errors as for `open_onnx`."""
+    if "model.safetensors" not in paths:
+        return Graph(_session(_self_contained(paths)))
+    session = _session_of_built(spec, paths, cache=cache, threads=threads or cores())
+    longest = int(session.get_modelmeta().custom_metadata_map["max_tokens"])
+    if spec.max_tokens > longest:
+        raise EngineUnavailable(f"the model takes {longest} tokens, its card {spec.name} says {spec.max_tokens}")
+    return Graph(session)
+
+
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -155,7 +195,7 @@ def _session(model: Path | bytes, *, spare: int = 0) -> onnxruntime.InferenceSes
 
 
 def _session_of_built(
-    spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads: int
+    spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int
 ) -> onnxruntime.InferenceSession:
     """Open the built graph; one that was damaged since it was built is built again.
 
@@ -172,19 +212,21 @@ def _session_of_built(
         return _session(_graph(spec, paths, cache=cache), spare=spare)
 
 
-def _graph(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path) -> Path:
+def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path) -> Path:
     """The cached graph of a model; built first, in a process of its own, if it is not there."""
     missing = [name for name in _SOURCES if name not in paths]
     if missing:
         raise EngineUnavailable(f"the card {spec.name} lists no {missing[0]}")
-    identity = [*(spec.files[name].sha256 for name in _SOURCES), spec.precision, _GRAPH]
+    identity = [*(_sha256(spec, name, paths[name]) for name in _SOURCES), spec.precision, _GRAPH]
+    if spec.task != "embed":
+        identity.append(spec.task)
     graph = cache / "graphs" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}.onnx"
     if graph.exists():
         return graph
     files = [str(path.resolve()) for path in (*(paths[name] for name in _SOURCES), graph)]
     try:
         subprocess.run(  # noqa: S603  our own module, with paths of our own
-            [sys.executable, "-m", "appliance.embedding.engines.bert", *files, spec.precision],
+            [sys.executable, "-m", "appliance.embedding.engines.bert", *files, spec.precision, spec.task],
             cwd=Path(__file__).parents[3],  # where `appliance` lies, so that it is found wherever we were started
             check=True,
             capture_output=True,
@@ -196,6 +238,14 @@ def _graph(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path) -> Path:
         why = error.stdout.strip() or f"the builder ended with status {error.returncode}"
         raise EngineUnavailable(f"{spec.name} cannot be made ready for ONNX Runtime: {why}") from error
     return graph
+
+
+def _sha256(spec: OnnxSpec | OnnxRerankerSpec, name: str, path: Path) -> str:
+    """Of a file: as the card has it, or of what the owner brought."""
+    if name in spec.files:
+        return spec.files[name].sha256
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _self_contained(paths: Mapping[str, Path]) -> bytes:

@@ -14,7 +14,7 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from appliance.embedding.spec import FileSpec, HubSource, OnnxSpec
+from appliance.embedding.spec import FileSpec, HubSource, OnnxRerankerSpec, OnnxSpec
 
 CONFIG: dict[str, Any] = {
     "model_type": "bert",
@@ -50,11 +50,29 @@ class Tiny:
         source = HubSource(kind="hub", repo="nobody/nothing", revision="0" * 40)
         return OnnxSpec(engine="onnx", files=files, sources=(source,), **card)
 
+    def reranker_spec(self, **card: Any) -> OnnxRerankerSpec:
+        """A card of files that the owner brought."""
+        card = {"name": "tiny", "family": "bert", "max_tokens": 24, "own": tuple(self.paths)} | card
+        return OnnxRerankerSpec(engine="onnx", task="rerank", **card)
+
     def change(self, **config: Any) -> None:
         """Write `config.json` with these changes, and weights to match."""
         merged = CONFIG | config
         (self.folder / "config.json").write_text(json.dumps(merged))
         save_file(random_weights(merged), self.folder / "model.safetensors")
+
+    def make_reranker(self, *, labels: int = 1, **config: Any) -> None:
+        """Write a sequence classifier as transformers save it: a prefix on the names of all but the head."""
+        merged = CONFIG | {"id2label": {str(n): f"LABEL_{n}" for n in range(labels)}} | config
+        (self.folder / "config.json").write_text(json.dumps(merged))
+        weights = random_weights(merged, prefix=f"{merged['model_type'].removeprefix('xlm-')}.")
+        random, hidden = np.random.default_rng(8), merged["hidden_size"]
+        bert = merged["model_type"] == "bert"
+        first, second = ("bert.pooler.dense", "classifier") if bert else ("classifier.dense", "classifier.out_proj")
+        for name, outputs in ((first, hidden), (second, labels)):
+            weights[f"{name}.weight"] = (0.3 * random.standard_normal((outputs, hidden))).astype(np.float32)
+            weights[f"{name}.bias"] = random.standard_normal(outputs).astype(np.float32)
+        save_file(weights, self.folder / "model.safetensors")
 
 
 def random_weights(config: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
@@ -100,7 +118,9 @@ def letter_tokenizer() -> tokenizers.Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     specials = [(word, vocabulary[word]) for word in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=specials
+    )
     tokenizer.enable_padding(length=8)
     tokenizer.enable_truncation(max_length=5)
     return tokenizer

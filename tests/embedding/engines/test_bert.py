@@ -27,7 +27,9 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-def reference(config: Any, weights: Mapping[str, Array], ids: Array, *, first_position: int = 0) -> Array:
+def reference(
+    config: Any, weights: Mapping[str, Array], ids: Array, *, first_position: int = 0, types: Array | None = None
+) -> Array:
     """A plain BERT over one text without padding, in float64; (tokens, hidden)."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
     heads = config["num_attention_heads"]
@@ -48,7 +50,8 @@ def reference(config: Any, weights: Mapping[str, Array], ids: Array, *, first_po
 
     positions = np.arange(len(ids)) + first_position
     x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][positions]
-    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings")
+    types = np.zeros_like(ids) if types is None else types
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][types], "embeddings")
     for layer in range(config["num_hidden_layers"]):
         at = f"encoder.layer.{layer}"
         query, key, value = (split(dense(x, f"{at}.attention.self.{part}")) for part in ("query", "key", "value"))
@@ -59,6 +62,18 @@ def reference(config: Any, weights: Mapping[str, Array], ids: Array, *, first_po
         inner = ACTIVATIONS[config["hidden_act"]](dense(x, f"{at}.intermediate.dense"))
         x = norm(x + dense(inner, f"{at}.output.dense"), f"{at}.output")
     return x
+
+
+def reference_logits(config: Any, weights: Mapping[str, Array], ids: Array, types: Array) -> Array:
+    """BertForSequenceClassification, or RobertaForSequenceClassification, over one pair, in float64; (labels,)."""
+    prefix = "bert." if config["model_type"] == "bert" else "roberta."
+    first, second = ("pooler.dense", "classifier") if prefix == "bert." else ("classifier.dense", "classifier.out_proj")
+    w = {name.removeprefix(prefix): tensor.astype(np.float64) for name, tensor in weights.items()}
+    position = 0 if prefix == "bert." else config["pad_token_id"] + 1
+    state = reference(config, w, ids, first_position=position, types=types)[0]
+    pooled = np.tanh(w[f"{first}.weight"] @ state + w[f"{first}.bias"])
+    result: Array = w[f"{second}.weight"] @ pooled + w[f"{second}.bias"]
+    return result
 
 
 def cosines(ours: Array, theirs: Array) -> Array:
@@ -105,6 +120,80 @@ def test_the_graph_gives_what_the_reference_gives(
         assert cosines(states[row, :length], expected).min() >= least
         if precision == "fp32":
             assert np.allclose(states[row, :length], expected, atol=2e-5)
+
+
+TYPES = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]])
+
+
+def logits(tiny: Any, *, precision: Any = "fp32") -> Array:
+    """What the built graph of a reranker gives for IDS, MASK and, where it takes them, TYPES."""
+    config = read_config(tiny.paths["config.json"])
+    weights = read_weights(tiny.paths["model.safetensors"], config, task="rerank")
+    model = bert_graph(config, weights, precision=precision, task="rerank").SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    values = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}
+    (result,) = session.run(["logits"], {item.name: values[item.name] for item in session.get_inputs()})
+    found: Array = result
+    return found
+
+
+@pytest.mark.parametrize(("precision", "far"), [("fp32", 2e-5), ("int8", 0.3)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": 1},
+        {"labels": 2, "hidden_act": "relu"},
+        {"labels": 1, "model_type": "xlm-roberta", "pad_token_id": 1, "type_vocab_size": 1},
+    ],
+    ids=["bert", "two labels", "xlm-roberta"],
+)
+def test_the_head_gives_what_the_reference_gives(
+    tiny: Any, changes: dict[str, Any], precision: str, far: float
+) -> None:
+    tiny.make_reranker(**changes)
+    weights = load_file(tiny.paths["model.safetensors"])
+    config = json.loads(tiny.paths["config.json"].read_text())
+
+    found = logits(tiny, precision=precision)
+
+    assert found.shape == (2, changes["labels"])
+    for row, length in enumerate(MASK.sum(axis=1)):
+        types = TYPES[row, :length] if config["type_vocab_size"] > 1 else np.zeros(length, np.int64)
+        expected = reference_logits(config, weights, IDS[row, :length], types)
+        assert np.allclose(found[row], expected, atol=far)
+
+
+def test_token_types_matter_to_a_reranker(tiny: Any) -> None:
+    tiny.make_reranker()
+    weights = load_file(tiny.paths["model.safetensors"])
+    config = json.loads(tiny.paths["config.json"].read_text())
+
+    (found, _) = logits(tiny)
+
+    assert not np.allclose(found, reference_logits(config, weights, IDS[0], np.zeros(6, np.int64)), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"id2label": {}}, r"classifier\.weight is F32 \(1, 32\), not F32 or F16 \(0, 32\)"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"classifier\.weight is F32 \(1, 32\)"),
+        ({"model_type": "roberta"}, "classifier.dense.weight"),
+    ],
+    ids=["no labels", "three labels", "another head"],
+)
+def test_a_head_that_does_not_fit_is_refused_by_name(tiny: Any, damage: dict[str, Any], message: str) -> None:
+    tiny.make_reranker()
+    path = tiny.paths["config.json"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+
+    with pytest.raises(EngineUnavailable, match=message):
+        logits(tiny)
+
+
+def test_an_embedding_model_is_no_reranker(tiny: Any) -> None:
+    with pytest.raises(EngineUnavailable, match=r"pooler\.dense\.weight"):
+        logits(tiny)
 
 
 def test_a_prefix_on_all_names_and_half_precision_are_understood(tiny: Any) -> None:
@@ -203,7 +292,7 @@ def test_what_an_interrupted_build_left_is_written_over(tiny: Any, tmp_path: Pat
 
 def test_builders_at_once_leave_one_whole_graph(tiny: Any, tmp_path: Path) -> None:
     files = [tiny.paths["config.json"], tiny.paths["model.safetensors"], tmp_path / "graph.onnx"]
-    command = [sys.executable, "-m", "appliance.embedding.engines.bert", *map(str, files), "int8"]
+    command = [sys.executable, "-m", "appliance.embedding.engines.bert", *map(str, files), "int8", "embed"]
 
     builders = [subprocess.Popen(command) for _ in range(3)]
 

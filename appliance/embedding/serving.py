@@ -1,0 +1,93 @@
+"""What an embedder and a reranker have in common: one engine for many callers, and a successor when it is unloaded."""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy.typing as npt
+
+from appliance.embedding.batcher import Batcher
+from appliance.embedding.engine import Prompt
+
+R = TypeVar("R")
+
+SLICE = 1024
+"""Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
+
+SHORT = 400
+"""Characters of a lone text: a thread takes longer to wake than such a text to tokenise."""
+
+
+class _Engine(Protocol):
+    """What an `EmbeddingEngine` and a `RerankEngine` have in common."""
+
+    @property
+    def lanes(self) -> int: ...
+
+    @property
+    def batch_tokens(self) -> int: ...
+
+    def run(self, prompts: Sequence[Prompt]) -> npt.NDArray[Any]: ...
+
+    def close(self) -> None: ...
+
+
+class Serving(Generic[R]):
+    """Serves one engine to many callers. Owns it: `close` ends both.
+
+    Args:
+        engine: open, and not shared; `run` gives an R for each prompt.
+        max_waiting: requests that may wait for the engine before one is refused.
+        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
+    """
+
+    def __init__(
+        self, engine: _Engine, *, max_waiting: int, on_batch: Callable[[int, float], None] | None = None
+    ) -> None:
+        self._close = engine.close
+        self._batcher: Batcher[Prompt, R] = Batcher(
+            lambda prompts: list(engine.run(prompts)),
+            size=lambda prompt: prompt.tokens,
+            budget=engine.batch_tokens,
+            lanes=engine.lanes,
+            max_waiting=max_waiting,
+            observe=on_batch,
+        )
+        self._calls = 0
+        self.last_used = monotonic()
+        self.successor: Callable[[], Awaitable[Self]] | None = None
+        """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._calls > 0
+
+    @property
+    def waiting(self) -> int:
+        """Interactive requests that wait for the engine or run."""
+        return self._batcher.waiting
+
+    async def check(self) -> None:
+        """Ask the engine for a plain word.
+
+        Raises:
+            ApplianceError, ValueError: no usable answer.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Fail what waits and close the engine. Blocking; safe to call twice."""
+        self._batcher.close()
+        self._close()
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Counts as busy for as long as it is open."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self.last_used = monotonic()
