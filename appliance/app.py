@@ -8,7 +8,7 @@ import structlog
 from fastapi import FastAPI
 
 from appliance import __version__
-from appliance.api import collections, documents, errors, health, ollama, openai, search
+from appliance.api import collections, documents, errors, health, ollama, openai, rerank, search
 from appliance.api.admission import Admission, Observed
 from appliance.api.auth import Guard, Hosts, Keys, Origins
 from appliance.api.deps import Appliance
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
-    for room in (openai, ollama, documents, collections, search, health):
+    for room in (openai, ollama, rerank, documents, collections, search, health):
         app.include_router(room.router)
     errors.install(app)
     # the last one added is the first to see a request

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
+import tokenizers
 import uvicorn
 from fastapi import FastAPI
+from onnx import TensorProto, helper
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from appliance import logs
 from appliance.api.protocol import TolerantProtocol
@@ -124,6 +128,103 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Live]]:
     yield _start
     for server in servers:
         server.stop()
+
+
+RERANKER = """
+name = "shared-words"
+aliases = ["someone/Shared-Words"]
+description = "Counts the words of the query that a passage has."
+license = "mit"
+task = "rerank"
+engine = "onnx"
+family = "words"
+max_tokens = 64
+own = ["model.onnx", "tokenizer.json"]
+"""
+
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] a the in at of otters otter hold hands while they sleep sleeping whales whale sing song"
+    " hours sea night who badgers dig captain white hunts young woman makes matches note without metadata"
+)
+
+
+def _words() -> tokenizers.Tokenizer:
+    """One token a word; those not in the vocabulary are all the same one."""
+    ids = {word: index for index, word in enumerate(WORDS.split())}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))  # noqa: S106  no password
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(word, ids[word]) for word in ("[CLS]", "[SEP]")],
+    )
+    return tokenizer
+
+
+def _shared_words() -> onnx.ModelProto:
+    """Logit: 2 for each word of the query that the passage has, less 3. Words that are not in the vocabulary do not
+    count.
+    """
+    whole, real = TensorProto.INT64, TensorProto.FLOAT
+
+    def constant(name: str, kind: int, values: list[float]) -> onnx.TensorProto:
+        return helper.make_tensor(name, kind, [len(values)], values)
+
+    nodes = [
+        helper.make_node("Greater", ["input_ids", "specials"], ["is_word"]),
+        helper.make_node("Cast", ["is_word"], ["words"], to=whole),
+        helper.make_node("Mul", ["words", "token_type_ids"], ["said"]),
+        helper.make_node("Sub", ["words", "said"], ["asked"]),
+        helper.make_node("Unsqueeze", ["input_ids", "second"], ["rows"]),
+        helper.make_node("Unsqueeze", ["input_ids", "first"], ["columns"]),
+        helper.make_node("Equal", ["rows", "columns"], ["is_equal"]),
+        helper.make_node("Cast", ["is_equal"], ["equal"], to=whole),
+        helper.make_node("Unsqueeze", ["said", "first"], ["said_columns"]),
+        helper.make_node("Mul", ["equal", "said_columns"], ["hits"]),
+        helper.make_node("ReduceMax", ["hits"], ["hit"], axes=[2], keepdims=0),
+        helper.make_node("Mul", ["hit", "asked"], ["shared"]),
+        helper.make_node("ReduceSum", ["shared", "first"], ["count"], keepdims=1),
+        helper.make_node("Cast", ["count"], ["real_count"], to=real),
+        helper.make_node("Mul", ["real_count", "two"], ["doubled"]),
+        helper.make_node("Sub", ["doubled", "three"], ["logits"]),
+    ]
+    constants = [constant("specials", whole, [3]), constant("first", whole, [1]), constant("second", whole, [2])]
+    constants += [constant("two", real, [2.0]), constant("three", real, [3.0])]
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    graph = helper.make_graph(
+        nodes,
+        "shared-words",
+        [helper.make_tensor_value_info(name, whole, ["pairs", "tokens"]) for name in inputs],
+        [helper.make_tensor_value_info("logits", real, ["pairs", 1])],
+        constants,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def _bring_reranker(data: Path) -> None:
+    folder = data / "models" / "shared-words"
+    for each in (data / "cards", folder):
+        each.mkdir(parents=True, exist_ok=True)
+    (data / "cards" / "shared-words.toml").write_text(RERANKER)
+    _words().save(str(folder / "tokenizer.json"))
+    onnx.save(_shared_words(), folder / "model.onnx")
+
+
+@pytest.fixture(scope="session")
+def bring_reranker() -> Callable[[Path], None]:
+    """Puts a reranker into a data directory, `shared-words`: it counts the words of the query that a passage has."""
+    return _bring_reranker
+
+
+@pytest.fixture(scope="session")
+def live_reranking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One server with a reranker, `shared-words`."""
+    data = tmp_path_factory.mktemp("reranking")
+    _bring_reranker(data)
+    server = serve(data)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,16 @@ STATUS: Mapping[type[ApplianceError], int] = {
     errors.StoreUnavailable: 503,
     errors.StoreFull: 507,
 }
-"""The nearest ancestor wins. Our own routes say 422 where the others say 400."""
+"""The nearest ancestor wins. Our own routes, and `/rerank`, say 422 where the others say 400."""
+
+TEI_STATUS: Mapping[type[ApplianceError], int] = {
+    errors.Overloaded: 429,
+    errors.EngineFailed: 424,
+}
+"""What text-embeddings-inference says otherwise."""
+
+_TEI_TYPES: Mapping[int, str] = {400: "Empty", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+"""Its `error_type`; other statuses below 500 are "Validation", those above "Backend"."""
 
 CODES: Mapping[type[ApplianceError], str] = {
     errors.ModelNotFound: "model_not_found",
@@ -75,10 +84,21 @@ def is_ollama(path: str) -> bool:
     return path.startswith("/api/") or path == "/api"
 
 
+def is_cohere(path: str) -> bool:
+    """Whether a path belongs to version 2 of the Cohere API, of which there is `/v2/rerank`."""
+    return path.startswith("/v2/") or path == "/v2"
+
+
+def is_tei(path: str) -> bool:
+    """Whether a path belongs to text-embeddings-inference's API, of which there is `/rerank`."""
+    return path == "/rerank"
+
+
 def status_of(error: ApplianceError, path: str) -> int:
     """The status that `path`'s API answers `error` with."""
-    status = next(STATUS[each] for each in type(error).__mro__ if each in STATUS)
-    if status == HTTPStatus.BAD_REQUEST and not (is_openai(path) or is_ollama(path)):
+    table = {**STATUS, **TEI_STATUS} if is_tei(path) else STATUS
+    status = next(table[each] for each in type(error).__mro__ if each in table)
+    if status == HTTPStatus.BAD_REQUEST and not (is_openai(path) or is_ollama(path) or is_cohere(path)):
         return HTTPStatus.UNPROCESSABLE_ENTITY
     return status
 
@@ -93,7 +113,8 @@ def envelope(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Response:
-    """An error as the clients of `path` read it: OpenAI's error object, Ollama's `error`, RFC 9457 problem details.
+    """An error as the clients of `path` read it: OpenAI's error object, Ollama's `error`, Cohere's `message`, TEI's
+    `error` and `error_type`, RFC 9457 problem details.
 
     Args:
         path: of the request.
@@ -112,6 +133,11 @@ def envelope(
         body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     elif is_ollama(path):
         body = {"error": message}
+    elif is_cohere(path):
+        body = {"message": message}
+    elif is_tei(path):
+        other = "Validation" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Backend"
+        body = {"error": message, "error_type": _TEI_TYPES.get(status, other)}
     else:
         media_type = "application/problem+json"
         body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": message}

@@ -13,12 +13,23 @@ from fastapi.testclient import TestClient
 from appliance import errors
 from appliance.api.errors import STATUS, envelope, install, status_of
 
-DIALECTS = {"/v1/embeddings": "openai", "/api/embed": "ollama", "/documents": "problem"}
+DIALECTS = {
+    "/v1/embeddings": "openai",
+    "/api/embed": "ollama",
+    "/documents": "problem",
+    "/v1/rerank": "openai",
+    "/v2/rerank": "cohere",
+    "/rerank": "tei",
+}
 
 
 def dialect(path: str) -> str:
     if path.startswith("/v1/") or path.split("/")[1] in {"embeddings", "models"}:
         return "openai"
+    if path == "/rerank":
+        return "tei"
+    if path.startswith("/v2/"):
+        return "cohere"
     return "ollama" if path.startswith("/api/") else "problem"
 
 
@@ -34,6 +45,14 @@ def is_shaped(answer: Any, path: str, status: int) -> bool:
             message = content["error"]["message"]
         case "ollama":
             shaped = plain and set(content) == {"error"}
+            message = content["error"]
+        case "cohere":
+            shaped = plain and set(content) == {"message"}
+            message = content["message"]
+        case "tei":
+            kinds = {424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+            kind = kinds.get(status, "Validation" if status < 500 else "Backend")
+            shaped = plain and set(content) == {"error", "error_type"} and content["error_type"] == kind
             message = content["error"]
         case _:
             shaped = answer.headers["content-type"] == "application/problem+json" and content["status"] == status
@@ -66,7 +85,11 @@ def test_every_path_refuses_other_methods_in_its_shape(client: httpx.Client, ope
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/v1/nothing", "/api/nothing", "/v1", "/api", "/v10", "/apis", "/v1/", "/embeddings/x"]
+    "path",
+    [
+        *["/nothing", "/v1/nothing", "/api/nothing", "/v1", "/api", "/v10", "/apis", "/v1/", "/embeddings/x"],
+        *["/v2", "/v2/nothing", "/v20", "/rerank/x"],
+    ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_a_path_that_does_not_exist_is_404_in_the_shape_of_where_it_would_be(
@@ -74,10 +97,11 @@ def test_a_path_that_does_not_exist_is_404_in_the_shape_of_where_it_would_be(
 ) -> None:
     answer = client.request(method, path)
 
-    expected = {"/v1": "openai", "/api": "ollama", "/embeddings/x": "problem"}.get(path, dialect(path))
+    expected = {"/v1": "openai", "/api": "ollama", "/v2": "cohere", "/embeddings/x": "problem"}
     error = answer.json().get("error")
+    other = "cohere" if "message" in answer.json() else "problem"
     assert answer.status_code == 404
-    assert ("openai" if isinstance(error, dict) else "ollama" if error else "problem") == expected
+    assert ("openai" if isinstance(error, dict) else "ollama" if error else other) == expected.get(path, dialect(path))
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings/", "/api/embed/", "/search/", "/collections/"])
@@ -91,13 +115,13 @@ def test_every_path_that_reads_a_body_refuses_rubbish_in_its_shape(
 ) -> None:
     spec = client.get("/openapi.json").json()["paths"]
     reading = [path for path, methods in spec.items() if "requestBody" in methods.get("post", {})]
-    assert {"/v1/embeddings", "/api/embed", "/documents", "/search", "/collections"} <= set(reading)
+    assert set(DIALECTS) | {"/search", "/collections"} <= set(reading)
 
     for path in reading:
         for content in (b"", b"{", b"[]", b'{"a": NaN}', b"\xff"):
             answer = client.post(path, content=content)
 
-            status = 422 if dialect(path) == "problem" else 400
+            status = 422 if dialect(path) in {"problem", "tei"} else 400
             assert is_shaped(answer, path, status), (path, content, answer.status_code, answer.text)
 
 
@@ -147,12 +171,14 @@ RAISED = {
 
 @pytest.fixture
 def failing() -> Iterator[TestClient]:
-    """An app whose routes of all three APIs raise what they are told to."""
+    """An app whose routes of all APIs raise what they are told to."""
     app = FastAPI()
 
     @app.get("/v1/{name}")
+    @app.get("/v2/{name}")
     @app.get("/api/{name}")
     @app.get("/ours/{name}")
+    @app.get("/rerank")
     async def fail(name: str) -> None:
         raise RAISED[name]
 
@@ -161,7 +187,7 @@ def failing() -> Iterator[TestClient]:
         yield client
 
 
-@pytest.mark.parametrize("root", ["/v1", "/api", "/ours"])
+@pytest.mark.parametrize("root", ["/v1", "/v2", "/api", "/ours"])
 @pytest.mark.parametrize(
     ("name", "status"),
     [
@@ -187,7 +213,26 @@ def test_each_class_of_error_has_its_status_in_every_api(
     assert is_shaped(answer, f"{root}/{name}", status), answer.text
 
 
-@pytest.mark.parametrize(("root", "status"), [("/v1", 400), ("/api", 400), ("/ours", 422)])
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("InvalidInput", 422),
+        ("InputTooLong", 422),
+        ("BodyTooLarge", 413),
+        ("ModelNotFound", 404),
+        ("Overloaded", 429),
+        ("EngineFailed", 424),
+        ("EngineUnavailable", 503),
+        ("mistake", 500),
+    ],
+)
+def test_rerank_says_what_text_embeddings_inference_would(failing: TestClient, name: str, status: int) -> None:
+    answer = failing.get("/rerank", params={"name": name})
+
+    assert is_shaped(answer, "/rerank", status), answer.text
+
+
+@pytest.mark.parametrize(("root", "status"), [("/v1", 400), ("/v2", 400), ("/api", 400), ("/ours", 422)])
 @pytest.mark.parametrize("name", ["InvalidInput", "InputTooLong"])
 def test_input_that_cannot_be_used_is_400_to_their_clients_and_422_to_ours(
     failing: TestClient, root: str, status: int, name: str
