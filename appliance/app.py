@@ -119,6 +119,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         vector_weight=settings.vector_weight,
         keyword_weight=settings.keyword_weight,
         k=settings.fusion_k,
+        rerank_depth=settings.rerank_depth,
     )
     await ingestor.start()
     stack.push_async_callback(ingestor.stop)

@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     search_depth: int = Field(
         100, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
     )
+    rerank_depth: int = Field(
+        50, ge=1, le=1000, description="Best matches of a search that are reranked where that is asked for."
+    )
     log_format: Literal["console", "json"] = Field("console", description="For a person, or for a program.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
 

@@ -233,6 +233,19 @@ class TestSearch:
         assert "notes/stars.txt, characters 0 to 41" in answer.stdout
         assert "Galaxies are made of stars" in answer.stdout
 
+    def test_the_servers_reranker_can_be_asked_for(self, live: Live, live_reranking: Live, folder: Path) -> None:
+        for server in (live, live_reranking):
+            run("ingest", folder, "--url", server.url, "-c", "cli-rerank")
+
+        asked = ("search", "sea of stars", "-c", "cli-rerank", "--rerank", "--json")
+        answer = json.loads(run(*asked, "--url", live_reranking.url).stdout)
+        without = run(*asked, "--url", live.url)
+
+        assert answer["reranker"] == "shared-words"
+        assert answer["matches"][0]["rerank_score"] == answer["matches"][0]["score"]
+        assert without.returncode == 1
+        assert "no reranker is installed" in without.stderr
+
     def test_an_unknown_collection_is_one_clear_line(self, live: Live) -> None:
         answer = run("search", "x", "--url", live.url, "-c", "nowhere")
 
@@ -255,6 +268,7 @@ class TestModels:
         assert {"hash", "all-minilm-l6-v2", "all-minilm-l6-v2-int8"} <= {row["name"] for row in rows}
         assert all(row["name"] in table.stdout for row in rows)
         assert {row["name"]: row["installed"] for row in rows}["hash"]
+        assert {row["task"]: row["dimensions"] for row in rows} == {"embed": 1024, "rerank": None}
 
     def test_texts_are_embedded_without_a_server(self, tmp_path: Path) -> None:
         answer = run("embed", "one", "two", "--model", "hash", "--json", data=tmp_path)
@@ -264,6 +278,21 @@ class TestModels:
         assert len(vectors) == 2
         assert sum(value * value for value in vectors[0]) == pytest.approx(1, abs=1e-5)
         assert [len(line.split()) for line in lines.stdout.splitlines()] == [64, 64, 64]
+
+    def test_a_model_for_other_work_is_one_clear_line(self, tmp_path: Path) -> None:
+        reranker = run("embed", "one", "--model", "ms-marco-minilm-l6-v2", data=tmp_path)
+        embedder = run("embed", "one", "--model", "hash", data=tmp_path, APPLIANCE_RERANKER="hash")
+
+        assert (reranker.returncode, embedder.returncode) == (2, 2)
+        assert "ms-marco-minilm-l6-v2 does not embed" in reranker.stderr
+        assert "hash does not rerank" in embedder.stderr
+
+    def test_a_reranker_whose_files_are_the_owners_to_bring_is_told_where(self, tmp_path: Path) -> None:
+        answer = run("pull", "cross-encoder/ms-marco-MiniLM-L-6-v2", data=tmp_path)
+
+        assert answer.returncode == 1
+        assert "model.safetensors and config.json and tokenizer.json" in answer.stderr
+        assert str(tmp_path / "models" / "ms-marco-minilm-l6-v2") in answer.stderr.replace("\n", "")
 
     def test_an_unknown_model_is_one_clear_line(self, tmp_path: Path) -> None:
         for command in (("pull", "nothing"), ("embed", "x", "--model", "nothing"), ("serve", "--model", "nothing")):

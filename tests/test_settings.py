@@ -66,6 +66,7 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "keyword_weight": (2.0, "2", "2", 2.0),
     "fusion_k": (10, "10", "10", 10),
     "search_depth": (50, "50", "50", 50),
+    "rerank_depth": (20, "20", "20", 20),
     "log_format": ("json", "json", '"json"', "json"),
     "log_level": ("debug", "debug", '"debug"', "debug"),
 }

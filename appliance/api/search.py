@@ -38,6 +38,10 @@ MAX_VALUES = 10_000
 _CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>[=!<>]+)\s*(?P<value>.*)", re.DOTALL)
 
 
+RERANK = "have a reranker put the best matches in order; the score is then its relevance, 0 to 1"
+RERANKER = "name of the reranker; asks for reranking unless `rerank` is false"
+
+
 class SearchBody(StrictBody):
     """A search that does not fit into a URL."""
 
@@ -51,6 +55,8 @@ class SearchBody(StrictBody):
         description='metadata a match must have: {"lang": "en", "year": {">=": 2020}, "tag": {"in": ["a", "b"]}}',
     )
     model: str | None = Field(default=None, description="embeds the question; refused with 409 if of another space")
+    rerank: bool | None = Field(default=None, description=RERANK)
+    reranker: str | None = Field(default=None, description=RERANKER)
 
 
 class MatchInfo(BaseModel):
@@ -68,6 +74,7 @@ class MatchInfo(BaseModel):
     vector_rank: int | None
     keyword_score: float | None = Field(description="BM25; None if found by meaning alone")
     keyword_rank: int | None
+    rerank_score: float | None = Field(description="relevance, 0 to 1; None if it was not asked for")
 
 
 class SearchAnswer(BaseModel):
@@ -76,6 +83,7 @@ class SearchAnswer(BaseModel):
     collection: str
     mode: Mode
     model: str | None = Field(description="the model that embedded the question; None for keyword search")
+    reranker: str | None = Field(description="the model that reranked; None if it was not asked for")
     seconds: float
     matches: list[MatchInfo]
 
@@ -88,17 +96,28 @@ async def search(  # noqa: PLR0917  # FastAPI passes them by name
     collection: str = DEFAULT_COLLECTION,
     mode: Mode = "hybrid",
     min_score: Annotated[
-        float | None, Query(allow_inf_nan=False, description="cosine, BM25, or 0 to 1 for hybrid")
+        float | None, Query(allow_inf_nan=False, description="cosine, BM25, or 0 to 1 for hybrid and reranked")
     ] = None,
     where: Annotated[
         list[str] | None, Query(description="`key=value`, also != < <= > >=; repeated, all must hold")
     ] = None,
     model: str | None = None,
+    rerank: Annotated[bool | None, Query(description=RERANK)] = None,
+    reranker: Annotated[str | None, Query(description=RERANKER)] = None,
 ) -> SearchAnswer:
     """Find passages by meaning, by words, or by both."""
     conditions = _bounded([_parsed(each) for each in where or ()])
     return await _search(
-        appliance, q=q, k=k, collection=collection, mode=mode, min_score=min_score, where=conditions, model=model
+        appliance,
+        q=q,
+        k=k,
+        collection=collection,
+        mode=mode,
+        min_score=min_score,
+        where=conditions,
+        model=model,
+        rerank=rerank,
+        reranker=reranker,
     )
 
 
@@ -116,6 +135,8 @@ async def search_with_body(
         min_score=body.min_score,
         where=_bounded([each for key, wanted in body.where.items() for each in _conditions(key, wanted)]),
         model=body.model,
+        rerank=body.rerank,
+        reranker=body.reranker,
     )
 
 
@@ -129,10 +150,14 @@ async def _search(
     min_score: float | None,
     where: Where,
     model: str | None,
+    rerank: bool | None,
+    reranker: str | None,
 ) -> SearchAnswer:
     start = perf_counter()
     spec, dimensions = await _space(appliance, collection, asked=model)
     embedder = None if mode == "keyword" else await appliance.registry.get(spec.name)
+    wanted = reranker is not None if rerank is None else rerank
+    served = await appliance.registry.reranker(reranker or None) if wanted else None
     found: list[Found] = []
     with empty_until_made(collection):
         found = await appliance.retriever.search(
@@ -144,6 +169,7 @@ async def _search(
             mode=mode,
             min_score=min_score,
             where=where,
+            reranker=served,
         )
     seconds = perf_counter() - start
     appliance.metrics.searched("total", seconds=seconds)
@@ -151,6 +177,7 @@ async def _search(
         collection=collection,
         mode=mode,
         model=embedder and embedder.spec.name,
+        reranker=served and served.spec.name,
         seconds=round(seconds, 6),
         matches=[_info(each) for each in found],
     )
@@ -186,6 +213,7 @@ def _info(found: Found) -> MatchInfo:
         vector_rank=found.vector_rank,
         keyword_score=found.keyword_score,
         keyword_rank=found.keyword_rank,
+        rerank_score=found.rerank_score,
     )
 
 

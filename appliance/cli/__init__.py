@@ -234,6 +234,7 @@ def search(
     collection: Collection = "default",
     k: Annotated[int, typer.Option("-k", "--limit", min=1, max=1000, help="Matches at most.")] = 10,
     mode: Annotated[Literal["hybrid", "vector", "keyword"], typer.Option(help="What is compared.")] = "hybrid",
+    rerank: Annotated[bool, typer.Option("--rerank", help="Have the server's reranker order the best.")] = False,
     url: Url = None,
     key: Key = None,
     data: Data = None,
@@ -244,7 +245,7 @@ def search(
     if not query.strip():
         raise InvalidInput("the query is empty", param="query")
     with _server(_settings(data=data, config=config), url, key) as server:
-        answer = server.search(query, collection=collection, k=k, mode=mode)
+        answer = server.search(query, collection=collection, k=k, mode=mode, rerank=rerank)
     if as_json:
         printing.as_json(answer)
         return

@@ -81,9 +81,9 @@ class Server:
     ) -> None:
         self._http.close()
 
-    def search(self, query: str, *, collection: str, k: int, mode: str) -> dict[str, Any]:
+    def search(self, query: str, *, collection: str, k: int, mode: str, rerank: bool) -> dict[str, Any]:
         """The answer of `/search`; UpstreamFailed and NotAllowed as for every call."""
-        body = {"q": query, "collection": collection, "k": k, "mode": mode}
+        body = {"q": query, "collection": collection, "k": k, "mode": mode} | ({"rerank": True} if rerank else {})
         return self._call("POST", "/search", json=body)
 
     def ensure(self, collection: str) -> None:

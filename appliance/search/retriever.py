@@ -1,4 +1,4 @@
-"""Finds passages for a question: by meaning, by words, or by both."""
+"""Finds passages for a question: by meaning, by words, or by both; and has the best of them reranked."""
 
 import asyncio
 import math
@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from appliance.embedding.embedder import Embedder
+from appliance.embedding.reranker import Reranker
 from appliance.errors import InvalidInput
 from appliance.search.fusion import RANK_CONSTANT, rrf
+from appliance.search.rerank import reranked
 from appliance.store.base import Chunk, Match, VectorStore, Where, WordIndex
 
 Mode: TypeAlias = Literal["hybrid", "vector", "keyword"]
@@ -23,11 +25,13 @@ class Found:
 
     Attributes:
         score: what matches are ordered by. hybrid: fused from both ranks, 1.0 is first in both; vector: cosine
-            similarity; keyword: BM25, which has no upper end and means something within one search only.
+            similarity; keyword: BM25, which has no upper end and means something within one search only. Reranked, it
+            is `rerank_score`.
         vector_score: cosine similarity; None if not among the nearest that were looked at.
         vector_rank: place among the nearest, from 1.
         keyword_score: BM25; None if not among the best by words that were looked at.
         keyword_rank: place among the best by words, from 1.
+        rerank_score: how relevant the reranker holds the passage, 0 to 1; None if it was not asked.
     """
 
     document: str
@@ -37,6 +41,7 @@ class Found:
     vector_rank: int | None = None
     keyword_score: float | None = None
     keyword_rank: int | None = None
+    rerank_score: float | None = None
 
 
 class Retriever:
@@ -49,6 +54,7 @@ class Retriever:
         vector_weight: what a rank by meaning counts for.
         keyword_weight: what a rank by words counts for.
         k: rank constant of the fusion.
+        rerank_depth: best matches that a reranker is given; more if more are asked for.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class Retriever:
         vector_weight: float = 1.0,
         keyword_weight: float = 1.0,
         k: int = RANK_CONSTANT,
+        rerank_depth: int = 50,
     ) -> None:
         self._vectors = vectors
         self._words = words
@@ -67,6 +74,7 @@ class Retriever:
         self._vector_weight = vector_weight
         self._keyword_weight = keyword_weight
         self._k = k
+        self._rerank_depth = rerank_depth
 
     async def search(
         self,
@@ -79,6 +87,7 @@ class Retriever:
         mode: Mode = "hybrid",
         min_score: float | None = None,
         where: Where = (),
+        reranker: Reranker | None = None,
     ) -> list[Found]:
         """The best passages, the best first.
 
@@ -89,14 +98,15 @@ class Retriever:
             dimensions: of the collection's vectors.
             limit: 1 to 1000.
             mode: by both, by meaning, or by words.
-            min_score: leaves out what scores less, on the mode's own scale (see `Found.score`).
+            min_score: leaves out what scores less, on the mode's own scale, or the reranker's (see `Found.score`).
             where: what a passage's metadata must hold; looked at before the best are chosen.
+            reranker: puts the best in a new order, before they are cut to the limit.
 
         Raises:
             InvalidInput: an empty question, or a limit or least score that is none.
             CollectionNotFound: there is no such collection.
             Overloaded: too many requests wait for the engine.
-            EngineError: the question could not be embedded. A hybrid search does not go on without.
+            EngineError: the question could not be embedded, or the passages not reranked. No search goes on without.
         """
         if not q.strip():
             raise InvalidInput("q is empty", param="q")
@@ -104,21 +114,26 @@ class Retriever:
             raise InvalidInput(f"the limit is 1 to {MAX_LIMIT}", param="limit")
         if min_score is not None and not math.isfinite(min_score):
             raise InvalidInput("min_score is a finite number", param="min_score")
+        wanted = limit if reranker is None else max(limit, self._rerank_depth)
         if mode == "keyword":
-            by_words = await self._by_words(q, collection, limit=limit, where=where)
+            by_words = await self._by_words(q, collection, limit=wanted, where=where)
             found = [_of_words(rank, match) for rank, match in enumerate(by_words, start=1)]
         elif embedder is None:
             raise TypeError(f"a {mode} search needs an embedder")
         elif mode == "vector":
-            nearest = await self._nearest(q, embedder, collection, dimensions=dimensions, limit=limit, where=where)
+            nearest = await self._nearest(q, embedder, collection, dimensions=dimensions, limit=wanted, where=where)
             found = [_of_vectors(rank, match) for rank, match in enumerate(nearest, start=1)]
         else:
-            depth = max(limit, self._depth)
+            depth = max(wanted, self._depth)
             nearest, by_words = await asyncio.gather(
                 self._nearest(q, embedder, collection, dimensions=dimensions, limit=depth, where=where),
                 self._by_words(q, collection, limit=depth, where=where),
             )
             found = self._fused(nearest, by_words)
+        if reranker is not None:
+            best = found[:wanted]
+            order = await reranked(q, [each.chunk for each in best], reranker)
+            found = [replace(best[place], score=score, rerank_score=score) for place, score in order]
         return [each for each in found[:limit] if min_score is None or each.score >= min_score]
 
     async def _nearest(

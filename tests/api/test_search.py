@@ -1,5 +1,6 @@
 """Search over HTTP."""
 
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -217,3 +218,112 @@ def test_a_wrong_filter_is_422_and_is_told(client: httpx.Client, shelf: str, whe
 
     assert answer.status_code == 422
     assert "where.a" in answer.json()["detail"]
+
+
+@pytest.fixture(scope="module")
+def reranked_shelf(live_reranking: Any) -> str:
+    name = f"shelf{uuid4().hex}"
+    texts = {
+        "many": "whale whale whale whale whale",
+        "one": "They hold hands at night, captain and whale, in the sea of song and sleep, while otters dig.",
+    }
+    documents = [{"id": id_, "text": text} for id_, text in texts.items()]
+    with httpx.Client(base_url=live_reranking.url) as client:
+        client.post("/collections", json={"name": name}).raise_for_status()
+        client.post("/documents", json={"collection": name, "documents": documents}).raise_for_status()
+    return name
+
+
+@pytest.fixture
+def reranking(live_reranking: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_reranking.url, timeout=30) as session:
+        yield session
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "keyword"])
+def test_a_reranker_turns_the_order_round(reranking: httpx.Client, reranked_shelf: str, mode: str) -> None:
+    asked = {"q": "whale captain", "collection": reranked_shelf, "mode": mode}
+
+    plain = reranking.get("/search", params=asked).json()
+    answer = reranking.get("/search", params={**asked, "rerank": "true"}).json()
+
+    order = [match["document"] for match in plain["matches"]]
+    assert set(order) == {"many", "one"}
+    assert (plain["reranker"], {match["rerank_score"] for match in plain["matches"]}) == (None, {None})
+    assert (answer["reranker"], answer["model"]) == ("shared-words", plain["model"])
+    assert [match["document"] for match in answer["matches"]] == ["one", "many"]
+    assert order == ["many", "one"] or mode == "keyword"
+    scores = [match["score"] for match in answer["matches"]]
+    assert scores == [match["rerank_score"] for match in answer["matches"]]
+    assert scores == pytest.approx([0.7310586, 0.2689414])
+    ranks = {match["document"]: (match["vector_rank"], match["keyword_rank"]) for match in plain["matches"]}
+    assert {match["document"]: (match["vector_rank"], match["keyword_rank"]) for match in answer["matches"]} == ranks
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({"rerank": True}, "shared-words"),
+        ({"reranker": "shared-words"}, "shared-words"),
+        ({"reranker": "Someone/Shared-Words", "rerank": True}, "shared-words"),
+        ({"reranker": "", "rerank": True}, "shared-words"),
+        ({"reranker": "shared-words", "rerank": False}, None),
+        ({"rerank": False}, None),
+        ({"rerank": None, "reranker": None}, None),
+    ],
+)
+def test_naming_a_reranker_asks_for_it(
+    reranking: httpx.Client, reranked_shelf: str, more: dict[str, Any], expected: str | None
+) -> None:
+    answer = reranking.post("/search", json={"q": "whale", "collection": reranked_shelf, **more})
+
+    assert answer.json()["reranker"] == expected
+
+
+def test_the_least_score_and_the_limit_hold_after_reranking(reranking: httpx.Client, reranked_shelf: str) -> None:
+    asked = {"q": "whale captain", "collection": reranked_shelf, "rerank": True}
+
+    for more in ({"min_score": 0.5}, {"k": 1}):
+        matches = reranking.post("/search", json={**asked, **more}).json()["matches"]
+        assert [match["document"] for match in matches] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        ({"reranker": "nobody"}, 404, "nobody"),
+        ({"reranker": "hash"}, 422, '"hash" does not support reranking'),
+        ({"reranker": "ms-marco-minilm-l6-v2"}, 503, "put model.safetensors"),
+        ({"rerank": "yes"}, 422, "rerank"),
+        ({"rerank": 1}, 422, "rerank"),
+        ({"model": "shared-words"}, 422, '"shared-words" does not support embeddings'),
+    ],
+)
+def test_a_reranker_that_cannot_be_had_is_an_error_and_no_other_order(
+    reranking: httpx.Client, reranked_shelf: str, more: dict[str, Any], status: int, says: str
+) -> None:
+    answer = reranking.post("/search", json={"q": "whale", "collection": reranked_shelf, **more})
+
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
+
+
+def test_reranking_without_a_reranker_is_404_with_the_way_out(client: httpx.Client, shelf: str) -> None:
+    answer = client.get("/search", params={"q": "whale", "collection": shelf, "rerank": "true"})
+
+    assert answer.status_code == 404
+    assert "ms-marco-minilm-l6-v2" in answer.json()["detail"]
+
+
+def test_a_collection_that_is_not_made_yet_is_empty_to_a_reranked_search(reranking: httpx.Client) -> None:
+    answer = reranking.get("/search", params={"q": "whale", "rerank": "true"})
+
+    assert answer.status_code == 200
+    assert answer.json()["reranker"] == "shared-words"
+
+
+def test_a_collection_is_not_made_with_a_reranker(reranking: httpx.Client) -> None:
+    answer = reranking.post("/collections", json={"name": "wrong", "model": "shared-words"})
+
+    assert answer.status_code == 422
+    assert "does not support embeddings" in answer.json()["detail"]
