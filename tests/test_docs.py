@@ -42,13 +42,22 @@ def test_the_readmes_commands_work(live_minilm: Any, tmp_path: Path) -> None:
     assert found["matches"][0]["document"] == put["documents"][0]["id"]
 
 
-def test_the_api_pages_commands_work(start: Callable[..., Any], tmp_path: Path) -> None:
-    server = start()
+def test_the_api_pages_commands_work(
+    start: Callable[..., Any], bring_reranker: Callable[[Path], None], tmp_path: Path
+) -> None:
+    bring_reranker(tmp_path / "data")
+    server = start(data=tmp_path / "data")
 
     answers = [answer for block in blocks(ROOT / "docs" / "api.md") for answer in run(block, server.url, tmp_path)]
 
     assert [each["state"] for each in answers[0]["documents"]] == ["ready", "ready"]
     assert answers[1]["documents"][0]["id"] == "notes/badgers.md"
+    (jina,) = (each for each in answers if isinstance(each, dict) and "results" in each)
+    (tei,) = (each for each in answers if isinstance(each, list))
+    (found,) = (each for each in answers if isinstance(each, dict) and each.get("reranker"))
+    assert [each["index"] for each in jina["results"]] == [1, 0]
+    assert [each["index"] for each in tei] == [1, 0]
+    assert found["matches"][0]["document"] == "otters"
 
 
 @pytest.mark.parametrize(
