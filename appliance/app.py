@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -17,14 +18,19 @@ from appliance.catalog.catalog import Catalog
 from appliance.database import Database
 from appliance.embedding.engine import EmbeddingEngine, RerankEngine
 from appliance.embedding.engines import open_engine, open_reranker
+from appliance.embedding.engines.rkllm.board import Npu, this_board
+from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import ModelSpec, RerankerSpec, read_cards
+from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards
 from appliance.errors import ApplianceError
 from appliance.ingest.ingestor import Ingestor
 from appliance.search.retriever import Retriever
 from appliance.settings import Settings, shipped
 from appliance.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from appliance.embedding.engines.rkllm.simulated import Prepared
 
 log = structlog.get_logger(__name__)
 
@@ -64,30 +70,67 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Registry:
-    """Every model the settings know of, none of them loaded. Call it inside the event loop that will use it."""
+def read_models(settings: Settings) -> list[Card]:
+    """Every card that the settings know of. Blocking; the simulated NPU is built first, if it was asked for.
+
+    Raises:
+        InvalidInput: a file in the folders of cards is none.
+        EngineUnavailable: the simulated NPU cannot be built.
+    """
     cards = read_cards(shipped("config") / "models", settings.cards)
+    return [*cards, *_simulated(settings).cards] if settings.simulate_npu else cards
+
+
+def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Registry:
+    """Every model the settings know of, none of them loaded. Call it inside the event loop that will use it.
+
+    Raises:
+        InvalidInput: as `read_models`; or the settings want the NPU, and the default model runs on the CPU.
+    """
     files = ModelFiles(settings.models, offline=settings.offline)
+    npu = _npu(settings, metrics)
 
     def opened(spec: ModelSpec) -> EmbeddingEngine:
-        return open_engine(spec, files.paths(spec), cache=settings.cache, threads=settings.threads)
+        return open_engine(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
 
     def opened_reranker(spec: RerankerSpec) -> RerankEngine:
-        return open_reranker(spec, files.paths(spec), cache=settings.cache, threads=settings.threads)
+        return open_reranker(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
 
-    return Registry(
-        cards,
+    fit = Fit(settings.engine, npu.platform)
+    registry = Registry(
+        read_models(settings),
         default=settings.model,
         files=files,
         open_engine=opened,
         open_reranker=opened_reranker,
         reranker=settings.reranker,
+        fit=fit,
         keep_alive=settings.keep_alive,
         max_waiting=settings.max_pending,
         on_batch=None if metrics is None else metrics.engine_called,
         on_embed=None if metrics is None else metrics.embedded,
         on_rerank=None if metrics is None else metrics.reranked,
     )
+    fit.check_default(registry.default, registry.cards())
+    return registry
+
+
+def _npu(settings: Settings, metrics: Metrics | None) -> Npu:
+    return Npu(
+        library=_simulated(settings).library if settings.simulate_npu else settings.npu_library,
+        family=None if settings.npu_abi == "auto" else settings.npu_abi,
+        simulated=settings.simulate_npu,
+        platform="rk3588" if settings.simulate_npu else this_board() or "",
+        seconds=settings.npu_timeout,
+        on_restart=(lambda _model, _reason: None) if metrics is None else metrics.engine_restarted,
+    )
+
+
+def _simulated(settings: Settings) -> "Prepared":
+    from appliance.embedding.engines.rkllm import simulated  # what it needs is not needed for a real one
+
+    family = "C" if settings.npu_abi == "auto" else settings.npu_abi
+    return simulated.prepared(shipped("native"), settings.cache / "simulated-npu", family=family)
 
 
 async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Appliance:
@@ -98,8 +141,12 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     catalog = Catalog(database)
     store = SqliteStore(database)
     stack.push_async_callback(asyncio.to_thread, store.close)
+    if settings.simulate_npu:
+        await asyncio.to_thread(_simulated, settings)  # compiled here, so that it is there below
     registry = create_registry(settings, metrics=metrics)
     stack.push_async_callback(registry.close)
+    if settings.engine == "npu":
+        await _load_default(registry)  # or no start at all
     registry.needed = lambda spec: any(each.model == spec.name for each in catalog.collections())
     ingestor = Ingestor(
         catalog=catalog,
@@ -138,6 +185,11 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
 
 
+async def _load_default(registry: Registry) -> None:
+    embedder = await registry.get(registry.default.name)
+    log.info("default model ready", model=embedder.spec.name, engine=embedder.engine_label)
+
+
 async def _preload(registry: Registry, *, pause: float = 2.0) -> None:
     """Load the default model, however often it takes: when missing files come, by whoever's pull; else ever less often.
 
@@ -148,7 +200,7 @@ async def _preload(registry: Registry, *, pause: float = 2.0) -> None:
     default, wait = registry.default, pause
     while registry.trouble(default.name):
         try:
-            await registry.get(default.name)
+            await _load_default(registry)
         except ApplianceError as error:
             log.error("default model not loaded", model=default.name, error=error.message)  # noqa: TRY400  # no trace
             await asyncio.sleep(wait)

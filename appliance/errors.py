@@ -116,7 +116,13 @@ class EngineError(ApplianceError):
 
 
 class EngineUnavailable(EngineError):
-    """The engine cannot be opened: a missing file, an extra that is not installed, a wrong machine."""
+    """The engine cannot be opened: a missing file, an extra that is not installed, a wrong machine. `retry_after` is in
+    seconds, where it is known when another try may do better.
+    """
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class EngineFailed(EngineError):

@@ -84,11 +84,43 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on. Beyond this machine only with a key.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    model: str = Field("all-minilm-l6-v2", min_length=1, description="The model where a request names none.")
+    simulate_npu: bool = Field(
+        default=False,
+        description="Play an NPU, to try its path without one: vectors tell which words texts share, no more. Needs a "
+        "C compiler.",
+    )
+    model: str = Field(
+        default_factory=lambda data: "simulated-npu" if data.get("simulate_npu") else "all-minilm-l6-v2",
+        min_length=1,
+        description="The model where a request names none.",
+        json_schema_extra={"shown": "all-minilm-l6-v2"},
+    )
     reranker: str = Field(
         "", description="The model that reranks where a request names none; the first one here if empty."
     )
     threads: int = Field(0, ge=0, le=1024, description="Threads of the engine; 0 is one per core.")
+    engine: Literal["auto", "npu", "cpu"] = Field(
+        "auto",
+        description="What runs a model: auto is the NPU where there is one that works, else the CPU; npu is the NPU or "
+        "an error, for the default and wherever there is a choice; cpu is never the NPU.",
+    )
+    npu_library: MaybePlace = Field(
+        None,
+        description="The NPU's librkllmrt.so; looked for beside the model and in the system's folders if left out.",
+        json_schema_extra={"shown": ""},
+    )
+    npu_abi: Literal["auto", "A", "B", "C", "D"] = Field(
+        "auto",
+        description="How librkllmrt.so is spoken to: A as 1.1.x, B as 1.2.0, C as 1.2.1 to 1.2.3, D as 1.3.x; auto "
+        "finds out. A wrong one corrupts memory.",
+    )
+    npu_timeout: Seconds = Field(
+        0,
+        ge=0,
+        le=86400,
+        allow_inf_nan=False,
+        description="How long the NPU may take over one text; 0 is 10 s and a twentieth of a second for each token.",
+    )
     keep_alive: Seconds = Field(
         -1,
         allow_inf_nan=False,
@@ -188,7 +220,7 @@ class Settings(BaseSettings):
             raise InvalidInput("an API key is one word of printable ASCII characters", param="api_keys")
         return tuple(dict.fromkeys(keys))
 
-    @field_validator("data", "config", "api_keys_file")
+    @field_validator("data", "config", "api_keys_file", "npu_library")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.absolute()
@@ -211,6 +243,9 @@ class Settings(BaseSettings):
     def _agree(self) -> None:
         if self.vector_weight == self.keyword_weight == 0:
             raise InvalidInput("vector_weight and keyword_weight cannot both be 0", param="vector_weight")
+        if self.simulate_npu and (self.engine == "cpu" or self.npu_library is not None):
+            other = "engine = cpu" if self.engine == "cpu" else "npu_library"
+            raise InvalidInput(f"simulate_npu and {other} exclude each other", param="simulate_npu")
         if 0 < self.chunk_tokens <= self.chunk_overlap:
             raise InvalidInput("chunk_overlap must be less than chunk_tokens", param="chunk_overlap")
 
@@ -328,8 +363,10 @@ def _as_toml(field: FieldInfo) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-def shipped(name: Literal["config", "migrations"]) -> Path:
+def shipped(name: Literal["config", "migrations", "native"]) -> Path:
     """A folder that comes with the code: inside an installed wheel, or beside the package in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "_shipped" / name
-    return installed if installed.is_dir() else package.parent / name
+    if installed.is_dir():
+        return installed
+    return package.parent / ("tests/native" if name == "native" else name)

@@ -287,6 +287,27 @@ class TestModels:
         assert "ms-marco-minilm-l6-v2 does not embed" in reranker.stderr
         assert "hash does not rerank" in embedder.stderr
 
+    def test_a_simulated_npu_embeds_and_standard_output_holds_nothing_else(self, tmp_path: Path) -> None:
+        answer = run("embed", "--json", "hi", data=tmp_path, APPLIANCE_SIMULATE_NPU="1")
+
+        assert answer.returncode == 0, answer.stderr
+        assert json.loads(answer.stdout)["model"] == "simulated-npu"
+        assert "the NPU is simulated" in answer.stderr
+
+    def test_what_cannot_be_made_for_it_is_one_clear_line(self, tmp_path: Path) -> None:
+        (tmp_path / "cache").write_text("in the way")
+
+        answer = run("embed", "hi", data=tmp_path, APPLIANCE_SIMULATE_NPU="1")
+
+        assert answer.returncode == 1
+        assert re.fullmatch(r"error: the simulated NPU cannot be made: .*\n", answer.stderr)
+
+    def test_a_default_that_cannot_be_on_the_npu_is_refused_before_it_is_fetched(self, tmp_path: Path) -> None:
+        answer = run("serve", "--engine", "npu", data=tmp_path)
+
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("error: the setting engine is npu, and all-minilm-l6-v2 runs on the CPU")
+
     def test_a_reranker_whose_files_are_the_owners_to_bring_is_told_where(self, tmp_path: Path) -> None:
         answer = run("pull", "cross-encoder/ms-marco-MiniLM-L-6-v2", data=tmp_path)
 

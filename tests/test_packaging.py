@@ -41,6 +41,14 @@ def test_the_wheel_holds_cards_settings_and_migrations(wheel: Path) -> None:
         assert {f"appliance/_shipped/{name}" for name in files} <= held
 
 
+def test_the_wheel_holds_the_simulated_npus_sources(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if name.startswith("appliance/_shipped/native/")}
+
+    assert held == {f"appliance/_shipped/native/{path.name}" for path in (ROOT / "tests" / "native").glob("*.[ch]")}
+    assert "appliance/_shipped/native/runtime.c" in held
+
+
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         others = [

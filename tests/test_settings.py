@@ -43,6 +43,16 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "model": ("hash", "hash", '"hash"', "hash"),
     "reranker": ("r", "r", '"r"', "r"),
     "threads": (3, "3", "3", 3),
+    "engine": ("npu", "npu", '"npu"', "npu"),
+    "npu_library": (
+        Path("/opt/librkllmrt.so"),
+        "/opt/librkllmrt.so",
+        '"/opt/librkllmrt.so"',
+        Path("/opt/librkllmrt.so"),
+    ),
+    "npu_abi": ("C", "C", '"C"', "C"),
+    "npu_timeout": (30.0, "30s", '"30s"', 30.0),
+    "simulate_npu": (True, "1", "true", True),
     "keep_alive": (300.0, "5m", '"5m"', 300.0),
     "offline": (True, "true", "true", True),
     "api_keys": (["a", "b"], "a,b", '["a", "b"]', [SecretStr("a"), SecretStr("b")]),
@@ -70,6 +80,18 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "log_format": ("json", "json", '"json"', "json"),
     "log_level": ("debug", "debug", '"debug"', "debug"),
 }
+
+
+def test_with_a_simulated_npu_its_model_is_the_default_unless_another_is_named() -> None:
+    assert Settings(simulate_npu=True).model == "simulated-npu"
+    assert Settings(simulate_npu=True, model="hash").model == "hash"
+    assert Settings().model == "all-minilm-l6-v2"
+
+
+@pytest.mark.parametrize("other", [{"engine": "cpu"}, {"npu_library": Path("/usr/lib/librkllmrt.so")}])
+def test_a_simulated_npu_and_what_would_not_use_it_exclude_each_other(other: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match="exclude each other"):
+        Settings(simulate_npu=True, **other)
 
 
 def test_the_table_of_this_test_knows_every_setting() -> None:

@@ -51,6 +51,11 @@ class Observed:
         with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
             try:
                 await self.app(scope, receive, answer.send)
+            except asyncio.CancelledError:  # by the server, which ends; nobody else holds this task
+                if answer.status is not None:
+                    raise
+                stopping = envelope(scope["path"], 503, "the appliance is stopping", headers={"retry-after": "10"})
+                await stopping(scope, receive, answer.send)
             except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer and the log the frames
                 _log.exception("request failed", route=_route(scope))
                 if answer.status is None:

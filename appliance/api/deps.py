@@ -17,7 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Validati
 from appliance.api.errors import invalid
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
+from appliance.embedding.embedder import Embeddings
 from appliance.embedding.registry import Registry
+from appliance.embedding.reranker import Scores
 from appliance.embedding.spec import Card
 from appliance.errors import InvalidInput
 from appliance.ingest.ingestor import Ingestor
@@ -73,6 +75,13 @@ class Appliance:
         """The models whose files are here and when they came, newest first: one order for every list of models."""
         found = [(spec, self.registry.modified(spec) or BUILT_IN) for spec in self.registry.installed()]
         return sorted(found, key=lambda each: each[1], reverse=True)
+
+
+def provenance(answer: Embeddings | Scores) -> dict[str, str]:
+    """Headers that say which model answered, what ran it, and how many inputs were cut, if any was."""
+    cut = sum(answer.truncated)
+    headers = {"x-appliance-model": answer.model, "x-appliance-engine": answer.engine}
+    return headers | ({"x-appliance-truncated": str(cut)} if cut else {})
 
 
 # FastAPI runs dependencies that are not coroutines in a thread: a fifth of a short request's time.

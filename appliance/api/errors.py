@@ -173,7 +173,8 @@ async def _appliance_error(request: Request, error: Exception) -> Response:
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.warning("request failed", error=type(error).__name__, reason=error.message, status=status)
     code = next((CODES[each] for each in type(error).__mro__ if each in CODES), None)
-    headers = {"retry-after": str(error.retry_after)} if isinstance(error, errors.Overloaded) else None
+    wait = error.retry_after if isinstance(error, errors.Overloaded | errors.EngineUnavailable) else None
+    headers = None if wait is None else {"retry-after": str(wait)}
     return envelope(path, status, error.message, code=code, param=getattr(error, "param", None), headers=headers)
 
 

@@ -35,6 +35,8 @@ class Metrics:
         )
         self._pairs = self._counter("rerank_pairs", "Pairs of query and passage scored.", "model")
         self._truncated = self._counter("truncated_inputs", "Inputs and pairs whose end was cut off.", "model")
+        self._answers = self._counter("answers", "Calls answered, and what answered them.", "model", "engine")
+        self._restarts = self._counter("engine_restarts", "NPU processes begun anew.", "model", "reason")
         self._engine_seconds = self._histogram("engine_call_seconds", "One batch inside the engine.", "model")
         self._batch = self._histogram("embed_batch_size", "Inputs of one batch.", "model", buckets=_INPUTS)
         self._search_seconds = self._histogram("search_seconds", "Stages of a search.", "stage")
@@ -61,12 +63,14 @@ class Metrics:
 
     def embedded(self, answer: Embeddings) -> None:
         """An embedder answered a call."""
+        self._answers.labels(answer.model, answer.engine).inc()
         self._inputs.labels(answer.model).inc(len(answer.tokens))
         self._tokens.labels(answer.model).inc(sum(answer.tokens))
         self._truncated.labels(answer.model).inc(sum(answer.truncated))
 
     def reranked(self, answer: Scores) -> None:
         """A reranker answered a call."""
+        self._answers.labels(answer.model, answer.engine).inc()
         self._pairs.labels(answer.model).inc(len(answer.tokens))
         self._rerank_tokens.labels(answer.model).inc(sum(answer.tokens))
         self._truncated.labels(answer.model).inc(sum(answer.truncated))
@@ -75,6 +79,10 @@ class Metrics:
         """An engine ran one batch."""
         self._batch.labels(model).observe(inputs)
         self._engine_seconds.labels(model).observe(seconds)
+
+    def engine_restarted(self, model: str, reason: str) -> None:
+        """An NPU process was begun anew: `exit`, `failed`, `hang`, `load`, `memory`, or a signal's name."""
+        self._restarts.labels(model, reason).inc()
 
     def searched(self, stage: str, *, seconds: float) -> None:
         """A search took this long; `stage` is `total`."""

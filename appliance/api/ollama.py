@@ -15,8 +15,9 @@ from fastapi import APIRouter, Depends, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from appliance.api.deps import ApplianceDep, RegistryDep, json_body, request_body
+from appliance.api.deps import ApplianceDep, RegistryDep, json_body, provenance, request_body
 from appliance.embedding.embedder import Embedder, Embeddings
+from appliance.embedding.fit import on_npu
 from appliance.embedding.pull import Progress
 from appliance.embedding.registry import OPENAI_NAMES, Registry
 from appliance.embedding.spec import Card
@@ -204,10 +205,11 @@ async def ps(registry: RegistryDep) -> Response:
         {
             **_identity(spec, registry),
             "expires_at": (expires_at or NEVER).isoformat(timespec="microseconds"),
-            "size_vram": 0,
+            "size_vram": registry.size(spec) if on_npu(spec) else 0,
             "context_length": spec.max_tokens,
+            "engine": engine,
         }
-        for spec, expires_at in registry.loaded()
+        for spec, expires_at, engine in registry.loaded()
     ]
     return _json({"models": models})
 
@@ -363,10 +365,7 @@ def _line(content: dict[str, str | int] | dict[str, str]) -> bytes:
 
 
 def _json(content: dict[str, Any], result: Embeddings | None = None) -> Response:
-    headers = {}
-    if result is not None:
-        cut = sum(result.truncated)
-        headers = {"x-appliance-model": result.model} | ({"x-appliance-truncated": str(cut)} if cut else {})
+    headers = {} if result is None else provenance(result)
     return Response(
         orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
     )
@@ -416,7 +415,7 @@ def _quantization(spec: Card) -> str:
         case "onnx":
             return "INT8" if spec.precision == "int8" else "F32"
         case "rkllm":
-            return "unknown"  # the file's own business
+            return spec.dtype.upper()
 
 
 def _described(spec: Card) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from appliance.api import cl100k
-from appliance.api.deps import Appliance, ApplianceDep, json_body, request_body
+from appliance.api.deps import Appliance, ApplianceDep, json_body, provenance, request_body
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.spec import Kind
 from appliance.errors import InvalidInput, ModelNotFound
@@ -111,7 +111,7 @@ async def embeddings(
     """Embed texts, or token ids.
 
     Token ids are those of OpenAI's cl100k_base unless the appliance is set up otherwise. What is too long is cut, and
-    the header `x-appliance-truncated` counts how often; `x-appliance-model` names the model that answered.
+    the header `x-appliance-truncated` counts how often; `x-appliance-model` and `x-appliance-engine` say what did it.
     """
     if not body.model:
         raise InvalidInput("you must provide a model parameter", param="model")
@@ -230,7 +230,7 @@ def _invalid(reason: str) -> InvalidInput:
 
 def _answer(result: Embeddings, *, model: str, as_base64: bool) -> Response:
     vectors = np.ascontiguousarray(result.vectors, dtype="<f4")
-    tokens, cut = sum(result.tokens), sum(result.truncated)
+    tokens = sum(result.tokens)
     content = {
         "object": "list",
         "data": [
@@ -244,7 +244,8 @@ def _answer(result: Embeddings, *, model: str, as_base64: bool) -> Response:
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    headers = {"x-appliance-model": result.model} | ({"x-appliance-truncated": str(cut)} if cut else {})
     return Response(
-        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+        headers=provenance(result),
+        media_type="application/json",
     )

@@ -7,7 +7,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from appliance.api.deps import ApplianceDep, json_body, request_body
+from appliance.api.deps import ApplianceDep, json_body, provenance, request_body
 from appliance.api.errors import envelope
 from appliance.embedding.reranker import Scores
 from appliance.errors import InputTooLong, InvalidInput
@@ -102,7 +102,8 @@ async def rerank(
     """Order documents by how relevant they are to the query.
 
     `documents` are answered as Jina and Cohere do, `texts` with a bare list as TEI does. What is too long together with
-    the query is cut, and the header `x-appliance-truncated` counts how often; `x-appliance-model` names the model.
+    the query is cut, and the header `x-appliance-truncated` counts how often; `x-appliance-model` and
+    `x-appliance-engine` say what did it.
     """
     field, texts = _texts(body)
     if not texts:
@@ -113,11 +114,11 @@ async def rerank(
     except InputTooLong as error:
         error.param = field
         raise
-    cut = sum(scores.truncated)
-    headers = {"x-appliance-model": scores.model} | ({"x-appliance-truncated": str(cut)} if cut else {})
     content = _ranked_documents(scores, body, texts) if field == "documents" else _ranked_texts(scores, body, texts)
     return Response(
-        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type="application/json"
+        orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY),
+        headers=provenance(scores),
+        media_type="application/json",
     )
 
 

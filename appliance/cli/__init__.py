@@ -8,7 +8,7 @@ import typer
 
 from appliance import __version__
 from appliance.cli import printing
-from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
+from appliance.errors import ApplianceError, InvalidInput, ModelNotFound, UpstreamFailed
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs: `--help` answers at once
     from appliance.cli.client import Server
@@ -88,6 +88,10 @@ def serve(
         bool | None, typer.Option("--allow-open", help="Listen beyond this machine without a key.")
     ] = None,
     offline: Annotated[bool | None, typer.Option("--offline", help="Never reach out for model files.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, npu or cpu.")] = None,
+    simulate_npu: Annotated[
+        bool | None, typer.Option("--simulate-npu", help="Play an NPU, to try its path without one.")
+    ] = None,
 ) -> None:
     """Serve; pull the default model first if it is missing.
 
@@ -106,6 +110,8 @@ def serve(
         log_level=log_level,
         allow_open=allow_open,
         offline=offline,
+        engine=engine,
+        simulate_npu=simulate_npu,
     )
     check(settings)
     spec = _default(settings)
@@ -267,6 +273,10 @@ def _settings(**flags: Any) -> "Settings":
 
 
 def _cards(settings: "Settings") -> list["Card"]:
+    if settings.simulate_npu:
+        from appliance.app import read_models
+
+        return read_models(settings)
     from appliance.embedding.spec import read_cards
     from appliance.settings import shipped
 
@@ -275,8 +285,17 @@ def _cards(settings: "Settings") -> list["Card"]:
 
 def _card(settings: "Settings", name: str) -> "Card":
     from appliance.cli.models import named
+    from appliance.embedding.engines.rkllm.board import this_board
+    from appliance.embedding.fit import Fit
+    from appliance.embedding.pull import ModelFiles
 
-    return named(_cards(settings), name)
+    files = ModelFiles(settings.models, offline=True)
+    fit = Fit(settings.engine, "rk3588" if settings.simulate_npu else this_board() or "")
+    cards = _cards(settings)
+    card = named(cards, name, fit=fit, present=files.present)
+    if name == settings.model:
+        fit.check_default(card, cards)  # before it is fetched
+    return card
 
 
 def _default(settings: "Settings") -> "Card":
@@ -296,8 +315,13 @@ def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
         return
     console = printing.console(stderr=True)
     console.print(f"pulling {spec.name} into {settings.models}", soft_wrap=True)
-    with reported(console) as report:
-        files.pull(spec, report)
+    try:
+        with reported(console) as report:
+            files.pull(spec, report)
+    except UpstreamFailed:
+        if spec.own:
+            console.print(f"models/{files.folder(spec).name} is {files.folder(spec)}", soft_wrap=True)
+        raise
 
 
 def _server(settings: "Settings", url: str | None, key: str | None) -> "Server":

@@ -1,21 +1,28 @@
 """Models without a server: which there are, and what they make of a text."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from appliance.embedding.embedder import Embeddings
+from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.spec import Card, Kind, plain
 from appliance.errors import ModelNotFound
 from appliance.settings import Settings
 
 
-def named(cards: Sequence[Card], name: str) -> Card:
-    """The card of a name or alias, in any case, with or without `:latest`. ModelNotFound lists what there is."""
+def named(cards: Sequence[Card], name: str, *, fit: Fit, present: Callable[[Card], bool]) -> Card:
+    """The card of a name or alias, in any case, with or without `:latest`, as the server would choose it.
+
+    Raises:
+        ModelNotFound: none has it; lists what there is.
+    """
     wanted = plain(name)
+    if sharing := [card for card in cards if wanted in {alias.lower() for alias in card.aliases}]:
+        return fit.preferred(sharing, present)
     for card in cards:
-        if wanted in {card.name, *(alias.lower() for alias in card.aliases)}:
+        if wanted == card.name:
             return card
     raise ModelNotFound(f"no model is named {name!r}; there are {', '.join(card.name for card in cards)}", name=name)
 
@@ -48,7 +55,11 @@ def _engine(card: Card) -> str:
 
 def embedded(settings: Settings, texts: Sequence[str], *, kind: Kind, dimensions: int | None) -> Embeddings:
     """Embed with the settings' model in this process. Errors as Registry.get and Embedder.embed have them."""
+    from appliance import logs
     from appliance.app import create_registry
+
+    told = settings.log_level if settings.origin("log_level") != "default" else "warning"
+    logs.configure(form=settings.log_format, level=told)
 
     async def run() -> Embeddings:
         registry = create_registry(settings)

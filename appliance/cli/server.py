@@ -132,6 +132,7 @@ def serve(settings: "Settings", door: socket.socket) -> None:
             address=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
             data=str(settings.data),
             model=settings.model,
+            engine=f"{settings.engine}, NPU simulated" if settings.simulate_npu else settings.engine,
             version=__version__,
         )
 

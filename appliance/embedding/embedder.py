@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,14 @@ class Embeddings:
 
     Attributes:
         model: name of the card that answered.
+        engine: what ran it: `hash`, `onnx`, `rkllm`, `rkllm-simulated`.
         vectors: float32 (inputs, dimensions), rows of length 1.
         tokens: tokens of each input, special tokens included.
         truncated: whether the end of the input was cut off.
     """
 
     model: str
+    engine: str
     vectors: Matrix
     tokens: tuple[int, ...]
     truncated: tuple[bool, ...]
@@ -60,8 +63,10 @@ class Embedder(Serving[Vector]):
         self._on_embed = on_embed
 
     async def check(self) -> None:
-        """Embed a plain word."""
-        await self.embed(["ready"])
+        """Embed a plain word; nothing stands in for this model here."""
+        await self._embedded(
+            ["ready"], kind="document", dimensions=None, truncate=True, max_tokens=None, background=False
+        )
 
     async def embed(
         self,
@@ -92,15 +97,27 @@ class Embedder(Serving[Vector]):
             EngineUnavailable: the model was unloaded, and cannot be loaded again.
             EngineFailed: no usable vector came out.
         """
-        if self.successor is not None:
-            return await (await self.successor()).embed(
-                inputs,
-                kind=kind,
-                dimensions=dimensions,
-                truncate=truncate,
-                max_tokens=max_tokens,
-                background=background,
-            )
+        options: dict[str, Any] = {
+            "kind": kind,
+            "dimensions": dimensions,
+            "truncate": truncate,
+            "max_tokens": max_tokens,
+            "background": background,
+        }
+        return await self._answered(
+            partial(self._embedded, inputs, **options), lambda other: other.embed(inputs, **options)
+        )
+
+    async def _embedded(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        kind: Kind,
+        dimensions: int | None,
+        truncate: bool,
+        max_tokens: int | None,
+        background: bool,
+    ) -> Embeddings:
         native = self.spec.dimensions
         wanted = native if dimensions is None else dimensions
         if not self.spec.min_dimensions <= wanted <= native:
@@ -127,7 +144,7 @@ class Embedder(Serving[Vector]):
                 vectors[start : start + SLICE] = _unit(shortened(_unit(np.stack(rows)), wanted))
                 tokens.extend(prompt.tokens for prompt in prompts)
                 truncated.extend(prompt.truncated for prompt in prompts)
-        result = Embeddings(self.spec.name, vectors, tuple(tokens), tuple(truncated))
+        result = Embeddings(self.spec.name, self.engine_label, vectors, tuple(tokens), tuple(truncated))
         if self._on_embed is not None:
             self._on_embed(result)
         return result

@@ -40,6 +40,10 @@ class EmbeddingEngine(Protocol):
     """
 
     @property
+    def label(self) -> str:
+        """What answers, for a person and for a metric: `hash`, `onnx`, `rkllm`, `rkllm-simulated`."""
+
+    @property
     def lanes(self) -> int:
         """How many threads may be inside `run` at once: 1 for a device, more where cores are shared out."""
 
@@ -78,6 +82,10 @@ class EmbeddingEngine(Protocol):
 
 class RerankEngine(Protocol):
     """Runs one model that scores passages for a query. Threads as in `EmbeddingEngine`."""
+
+    @property
+    def label(self) -> str:
+        """What answers, as in `EmbeddingEngine`."""
 
     @property
     def lanes(self) -> int:

@@ -121,7 +121,7 @@ class ModelFiles:
                 with self._alone(report):
                     self._pull(spec, report)
         if lacking := self._lacking(spec):
-            raise UpstreamFailed(f"{_bring(spec, lacking)} ({self.folder(spec)})")
+            raise UpstreamFailed(_bring(spec, lacking))
         report(Progress("success"))
 
     def remove(self, spec: Card, *, keep: Iterable[Card]) -> None:

@@ -1,20 +1,32 @@
 """Names and aliases to embedders and rerankers: loaded on first use, kept for as long as asked, unloaded when idle."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
 
 from appliance.embedding.embedder import Embedder, Embeddings
 from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+from appliance.embedding.fit import Fit, on_npu
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
 from appliance.embedding.reranker import Reranker, Scores
+from appliance.embedding.serving import Serving
 from appliance.embedding.slot import Slot
-from appliance.embedding.spec import Card, HashSpec, ModelSpec, RerankerSpec, plain
-from appliance.errors import Conflict, InvalidInput, ModelMismatch, ModelNotFound, UpstreamFailed
+from appliance.embedding.spec import Card, HashSpec, ModelSpec, RerankerSpec, RkllmSpec, check_spaces, plain
+from appliance.errors import (
+    Conflict,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidInput,
+    ModelMismatch,
+    ModelNotFound,
+    UpstreamFailed,
+)
 
 _TICK = 0.5
 """Seconds between two looks for models to unload."""
@@ -22,28 +34,39 @@ _TICK = 0.5
 _PATIENCE = 10.0
 """Seconds that `close` waits for models to load or unload before it leaves their threads behind."""
 
+_REST = 30.0
+"""Seconds that a model of the NPU which cannot be loaded is not tried again, where another one stands in for it."""
+
 OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
 """Names that programs ask for unasked: each stands for the default model."""
 
 
+S = TypeVar("S", bound=Serving[Any])
+
+log = structlog.get_logger(__name__)
+
+
 class Loaded(NamedTuple):
-    """A model in memory; `expires_at` is None when it stays."""
+    """A model in memory; `expires_at` is None when it stays, `engine` is what runs it."""
 
     spec: Card
     expires_at: datetime | None
+    engine: str
 
 
 class Registry:
     """Every model that the appliance knows. Belongs to one event loop.
 
     Args:
-        cards: names and aliases unique without regard to case; the earlier card keeps a disputed alias.
+        cards: names unique without regard to case. Several may have one alias: it stands for the one that suits this
+            machine best, and of equals for the first whose files are here.
         default: name or alias of the model that OpenAI's names stand for.
         files: where model files are.
         open_engine: blocking; called on a thread of its own, once for a model that is not loaded.
         open_reranker: the same for a reranker's card.
         reranker: name or alias of the model that reranks where a request names none; empty for the first one whose
             files are here.
+        fit: which cards suit this machine.
         keep_alive: seconds a model stays after its last use; negative for ever.
         max_waiting: requests that may wait for one model.
         on_batch: told model, inputs and seconds of every engine call; from the engines' threads.
@@ -52,7 +75,8 @@ class Registry:
 
     Raises:
         ModelNotFound: no card for `default`, or for `reranker`.
-        InvalidInput: two cards of one name, or `default` does not embed, or `reranker` does not rerank.
+        InvalidInput: two cards of one name, or of one space and unequal dimensions; or `default` does not embed, or
+            `reranker` does not rerank.
     """
 
     def __init__(
@@ -64,6 +88,7 @@ class Registry:
         open_engine: Callable[[ModelSpec], EmbeddingEngine],
         open_reranker: Callable[[RerankerSpec], RerankEngine],
         reranker: str = "",
+        fit: Fit | None = None,
         keep_alive: float = -1,
         max_waiting: int = 512,
         on_batch: Callable[[str, int, float], None] | None = None,
@@ -73,6 +98,7 @@ class Registry:
         self._files = files
         self._open_engine = open_engine
         self._open_reranker = open_reranker
+        self._fit = fit or Fit()
         self._keep_alive = keep_alive
         self._max_waiting = max_waiting
         self._on_batch = on_batch
@@ -93,13 +119,16 @@ class Registry:
             else:
                 self._embedders[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=keep_alive)
         self._slots: Mapping[str, Slot[Embedder] | Slot[Reranker]] = {**self._embedders, **self._rerankers}
-        self._aliases: dict[str, str] = {}
+        check_spaces(self._cards.values())
+        self._aliases: dict[str, list[Card]] = {}
         for card in self._cards.values():
             for alias in card.aliases:
-                self._aliases.setdefault(alias.lower(), card.name)
+                self._aliases.setdefault(alias.lower(), []).append(card)
         self.default = self.resolve(default)
         for name in OPENAI_NAMES:
-            self._aliases.setdefault(name, self.default.name)
+            self._aliases.setdefault(name, [self.default])
+        self._resting: dict[str, float] = {}  # until when a model of the NPU is not tried
+        self._replaced: dict[str, float] = {}  # what of this was logged
         self._default_reranker = self.resolve_reranker(reranker) if reranker else None
         self.needed: Callable[[Card], bool] = lambda _: False
         """Whether something kept depends on the model, so that its files stay."""
@@ -125,8 +154,8 @@ class Registry:
         return self._files.size(spec)
 
     def aliases(self) -> Mapping[str, str]:
-        """Lower-case alias to card name."""
-        return dict(self._aliases)
+        """Lower-case alias to the name of the card that it stands for now."""
+        return {alias: self._fit.preferred(cards, self.present).name for alias, cards in self._aliases.items()}
 
     def resolve(self, name: str) -> ModelSpec:
         """The card to embed with, of a name or alias as for `card`.
@@ -159,10 +188,11 @@ class Registry:
             ModelNotFound: none has it.
         """
         wanted = plain(name)
-        card = self._cards.get(self._aliases.get(wanted, wanted))
-        if card is None:
-            raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name)
-        return card
+        if cards := self._aliases.get(wanted):
+            return self._fit.preferred(cards, self.present)
+        if card := self._cards.get(wanted):
+            return card
+        raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name)
 
     def within(self, space: str, made_with: str, *, asked: str | None = None) -> ModelSpec:
         """The card to embed with where vectors of `space` are wanted.
@@ -186,7 +216,7 @@ class Registry:
                 f" use {made_with!r}, or make a collection for {spec.name!r} and add the documents to it"
             )
         kin = [card for card in self.cards() if card.task == "embed" and card.space == space]
-        kin.sort(key=lambda card: card.name != made_with)
+        kin.sort(key=lambda card: (not self._fit.suits(card), card.name != made_with))
         for card in kin:
             if self._embedders[card.name].serving is not None or self.present(card):
                 return card
@@ -199,6 +229,8 @@ class Registry:
 
     async def get(self, name: str, *, keep_alive: float | None = None) -> Embedder:
         """The embedder of a model, loaded once however many ask for it at the same time.
+
+        While the NPU cannot be had, an installed model of the same space stands in for one on it, if it may.
 
         A caller may hold on to it: unloaded meanwhile, it has the model loaded again when it is next asked to embed.
         A caller that leaves does not end the load.
@@ -213,9 +245,13 @@ class Registry:
             EngineUnavailable: its files are missing, or it cannot be opened, or the registry is closed.
             EngineFailed: opening it failed unexpectedly, or it gave no usable vector for a plain word.
         """
-        slot = self._embedders[self.resolve(name).name]
+        spec = self.resolve(name)
+        slot = self._embedders[spec.name]
         slot.keep_alive = self._keep_alive if keep_alive is None else keep_alive
-        return await slot.get()
+        try:
+            return await self._had(spec, slot)
+        except EngineUnavailable as error:
+            return await self._stand_in(spec, error)
 
     async def reranker(self, name: str | None = None, *, keep_alive: float | None = None) -> Reranker:
         """The reranker of a model, as `get` gives an embedder.
@@ -229,9 +265,10 @@ class Registry:
             InvalidInput: the model does not rerank.
             EngineUnavailable, EngineFailed: as for `get`.
         """
-        slot = self._rerankers[self._reranker_card(name).name]
+        spec = self._reranker_card(name)
+        slot = self._rerankers[spec.name]
         slot.keep_alive = self._keep_alive if keep_alive is None else keep_alive
-        return await slot.get()
+        return await self._had(spec, slot)
 
     async def load(self, name: str, *, keep_alive: float | None = None) -> None:
         """Load a model, whatever it does. Arguments and errors as for `get`, or for `reranker`."""
@@ -248,28 +285,39 @@ class Registry:
             if slot.serving is not None:
                 expires = slot.expires()
                 until = None if expires is None else wall + timedelta(seconds=max(expires - now, 0))
-                result.append(Loaded(self._cards[name], until))
+                result.append(Loaded(self._cards[name], until, slot.serving.engine_label))
         return result
 
     def trouble(self, name: str) -> str:
-        """Why a model cannot be had: not loaded yet, or what the last load failed with; empty once it was loaded.
+        """Why a model cannot be had: not loaded yet, or what the last load or call failed with; empty once it was had,
+        and while another one stands in for it.
 
         Raises:
             ModelNotFound: no such model.
         """
-        return self._slots[self.card(name).name].trouble
+        spec = self.card(name)
+        if any(self._embedders[card.name].serving for card in self._stand_ins(spec)):
+            return ""
+        slot = self._slots[spec.name]
+        return slot.trouble or (slot.serving.trouble if slot.serving is not None else "")
 
     def waiting(self) -> int:
         """Interactive requests that wait for any engine or run."""
         return sum(slot.serving.waiting for slot in self._slots.values() if slot.serving is not None)
 
     async def unload(self, name: str) -> None:
-        """Unload a model: now, or when it is loaded and its calls have ended. ModelNotFound for an unknown name."""
-        slot = self._slots[self.card(name).name]
-        slot.keep_alive = 0
-        if slot.idle:
-            slot.empty()
-            await slot.settled()
+        """Unload a model and what stands in for it: now, or when it is loaded and its calls have ended.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        spec = self.card(name)
+        cards = [spec, *self._stand_ins(spec)] if self._rests(spec) else [spec]
+        for slot in (self._slots[card.name] for card in cards):
+            slot.keep_alive = 0
+            if slot.idle:
+                slot.empty()
+                await slot.settled()
 
     async def pull(self, name: str) -> AsyncIterator[Progress]:
         """Fetch a model's files, telling how far it is.
@@ -333,14 +381,58 @@ class Registry:
         ends = [*(pull.close() for pull in self._pulls.values()), *(slot.close() for slot in self._slots.values())]
         await asyncio.wait([asyncio.create_task(end) for end in ends], timeout=_PATIENCE)
 
+    async def _had(self, spec: Card, slot: Slot[S]) -> S:
+        """The model of a slot. One on the NPU that could not be loaded is left alone for a while: trying takes long."""
+        if not self._fit.allows(spec):
+            raise EngineUnavailable(f"{spec.name} runs on the NPU, which is not used: the setting engine is cpu")
+        if self._rests(spec):
+            raise EngineUnavailable(slot.trouble or f"{spec.name} did not answer a moment ago")
+        try:
+            return await slot.get()
+        except EngineUnavailable:
+            self._rest(spec)
+            raise
+
+    def _rests(self, spec: Card) -> bool:
+        return self._resting.get(spec.name, 0.0) > monotonic()
+
+    def _rest(self, spec: Card) -> None:
+        if on_npu(spec) and self.present(spec):
+            self._resting[spec.name] = monotonic() + _REST
+
+    async def _stand_in(self, spec: ModelSpec, error: EngineUnavailable) -> Embedder:
+        """Another embedder of the same space, while the NPU is not to be had; `error` is raised where there is none."""
+        for card in () if self._closed else self._stand_ins(spec):
+            slot = self._embedders[card.name]
+            slot.keep_alive = self._embedders[spec.name].keep_alive
+            try:
+                embedder = await slot.get()
+            except (EngineUnavailable, EngineFailed):
+                continue
+            if not self._rests(spec):
+                self._rest(spec)
+            until = self._resting.get(spec.name, 0.0)
+            if self._replaced.get(spec.name) != until:
+                self._replaced[spec.name] = until
+                log.warning("npu model replaced", model=spec.name, by=card.name, reason=error.message)
+            return embedder
+        raise error
+
+    def _stand_ins(self, spec: Card) -> Iterator[ModelSpec]:
+        """Installed models with the space of one on the NPU, if they may stand in for it."""
+        if isinstance(spec, RkllmSpec) and not self._fit.insists(spec):
+            for card in self._fit.ordered([card for card in self.cards() if card.task == "embed"]):
+                if card.space == spec.space and card is not spec and self._fit.suits(card) and self.present(card):
+                    yield card
+
     def _reranker_card(self, name: str | None) -> RerankerSpec:
         if name is not None:
             return self.resolve_reranker(name)
         if self._default_reranker is not None:
             return self._default_reranker
-        cards = [card for card in self.cards() if card.task == "rerank"]
+        cards = [card for card in self._fit.ordered(self.cards()) if card.task == "rerank"]
         for card in cards:
-            if self.present(card):
+            if self.present(card) and self._fit.allows(card) and not self._rests(card):
                 return card
         known = ", ".join(card.name for card in cards)
         advice = f"`appliance pull` says what the cards here need: {known}" if known else "there is no card of one"
@@ -358,10 +450,12 @@ class Registry:
 
     def _opened(self, spec: ModelSpec) -> Embedder:
         """Blocking."""
-        return Embedder(
+        embedder = Embedder(
             spec,
             self._open_engine(spec),
             max_waiting=self._max_waiting,
             on_batch=self._on_batch and partial(self._on_batch, spec.name),
             on_embed=self._on_embed,
         )
+        embedder.stand_in = partial(self._stand_in, spec)
+        return embedder

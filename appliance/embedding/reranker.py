@@ -19,6 +19,7 @@ class Scores:
 
     Attributes:
         model: name of the card that answered.
+        engine: what ran it: `onnx`, `rkllm`, `rkllm-simulated`.
         logits: as the model gave them, float32 (texts,); what to sort by.
         relevance: sigmoid of the logits, 0 to 1, float32 (texts,).
         tokens: tokens of each pair of query and text, special tokens included.
@@ -26,6 +27,7 @@ class Scores:
     """
 
     model: str
+    engine: str
     logits: Vector
     relevance: Vector
     tokens: tuple[int, ...]
@@ -63,7 +65,7 @@ class Reranker(Serving[np.float32]):
 
     async def check(self) -> None:
         """Score a plain word."""
-        await self.scores("ready", ["ready"])
+        await self._scored("ready", ["ready"], truncate=True, background=False)
 
     async def scores(
         self, query: str, texts: Sequence[str], *, truncate: bool = True, background: bool = False
@@ -82,8 +84,12 @@ class Reranker(Serving[np.float32]):
             EngineUnavailable: the model was unloaded, and cannot be loaded again.
             EngineFailed: no usable score came out.
         """
-        if self.successor is not None:
-            return await (await self.successor()).scores(query, texts, truncate=truncate, background=background)
+        return await self._answered(
+            lambda: self._scored(query, texts, truncate=truncate, background=background),
+            lambda other: other.scores(query, texts, truncate=truncate, background=background),
+        )
+
+    async def _scored(self, query: str, texts: Sequence[str], *, truncate: bool, background: bool) -> Scores:
         logits = np.empty(len(texts), dtype=np.float32)
         tokens: list[int] = []
         truncated: list[bool] = []
@@ -98,7 +104,7 @@ class Reranker(Serving[np.float32]):
                 truncated.extend(prompt.truncated for prompt in prompts)
         if not np.isfinite(logits).all():
             raise EngineFailed("the engine answered with a score that is no number (NaN or infinity)")
-        result = Scores(self.spec.name, logits, sigmoid(logits), tuple(tokens), tuple(truncated))
+        result = Scores(self.spec.name, self.engine_label, logits, sigmoid(logits), tuple(tokens), tuple(truncated))
         if self._on_rerank is not None:
             self._on_rerank(result)
         return result

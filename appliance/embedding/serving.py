@@ -1,5 +1,6 @@
 """What an embedder and a reranker have in common: one engine for many callers, and a successor when it is unloaded."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -9,8 +10,10 @@ import numpy.typing as npt
 
 from appliance.embedding.batcher import Batcher
 from appliance.embedding.engine import Prompt
+from appliance.errors import EngineUnavailable
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 SLICE = 1024
 """Inputs tokenised at a time: a request of any length takes bounded memory beyond its own texts."""
@@ -23,6 +26,9 @@ class _Engine(Protocol):
     """What an `EmbeddingEngine` and a `RerankEngine` have in common."""
 
     @property
+    def label(self) -> str: ...
+
+    @property
     def lanes(self) -> int: ...
 
     @property
@@ -33,7 +39,7 @@ class _Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Serving(Generic[R]):
+class Serving(ABC, Generic[R]):
     """Serves one engine to many callers. Owns it: `close` ends both.
 
     Args:
@@ -45,6 +51,8 @@ class Serving(Generic[R]):
     def __init__(
         self, engine: _Engine, *, max_waiting: int, on_batch: Callable[[int, float], None] | None = None
     ) -> None:
+        self.engine_label = engine.label
+        """What answers: `hash`, `onnx`, `rkllm`, `rkllm-simulated`."""
         self._close = engine.close
         self._batcher: Batcher[Prompt, R] = Batcher(
             lambda prompts: list(engine.run(prompts)),
@@ -54,10 +62,14 @@ class Serving(Generic[R]):
             max_waiting=max_waiting,
             observe=on_batch,
         )
+        self.trouble = ""
+        """Why the engine could not be had when it was last asked; empty if it could."""
         self._calls = 0
         self.last_used = monotonic()
         self.successor: Callable[[], Awaitable[Self]] | None = None
         """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
+        self.stand_in: Callable[[EngineUnavailable], Awaitable[Self]] | None = None
+        """Who answers while the engine cannot be had; raises the error it is given where there is nobody."""
 
     @property
     def busy(self) -> bool:
@@ -69,18 +81,34 @@ class Serving(Generic[R]):
         """Interactive requests that wait for the engine or run."""
         return self._batcher.waiting
 
+    @abstractmethod
     async def check(self) -> None:
         """Ask the engine for a plain word.
 
         Raises:
             ApplianceError, ValueError: no usable answer.
         """
-        raise NotImplementedError
 
     def close(self) -> None:
         """Fail what waits and close the engine. Blocking; safe to call twice."""
         self._batcher.close()
         self._close()
+
+    async def _answered(self, run: Callable[[], Awaitable[T]], ask: Callable[[Self], Awaitable[T]]) -> T:
+        """What `run` gives, or what another one, asked by `ask`, gives instead."""
+        if self.successor is not None:
+            return await ask(await self.successor())
+        try:
+            answer = await run()
+        except EngineUnavailable as error:
+            if self.successor is not None:
+                raise
+            self.trouble = error.message
+            if self.stand_in is None:
+                raise
+            return await ask(await self.stand_in(error))
+        self.trouble = ""
+        return answer
 
     @contextmanager
     def _call(self) -> Iterator[None]:

@@ -130,6 +130,8 @@ class Slot(Generic[S]):
     async def _check(self, serving: S) -> None:
         try:
             await serving.check()
+        except EngineUnavailable:
+            raise
         except (ApplianceError, ValueError) as error:
             raise EngineFailed(f"{self._name} was loaded, but does not work: {error}") from error
         if self._closed:

@@ -1,6 +1,7 @@
 """Cards: a model as data, read from TOML, frozen."""
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -146,6 +147,7 @@ class _OnRkllm(_HasFiles):
     context: int = Field(
         ge=32, le=16384, multiple_of=32, description="max_context that the file was converted with (toolkit's limits)"
     )
+    dtype: str = Field(default="w8a8", pattern=r"^[a-z0-9_]+$", description="how the file was quantised; only told")
     eos: int = Field(default=-1, ge=-1, description="id of the token that ends every input; -1 where there is none")
     vocabulary: int = Field(default=0, ge=0, description="rows of the embedding table; 0: not checked")
     attention: Literal["causal", "bidirectional"] = "causal"
@@ -196,6 +198,9 @@ class RkllmSpec(_Embeds, _OnRkllm):
     """A decoder whose last hidden states on the NPU become vectors: an embedding model, or a text model."""
 
     pooling: Literal["last", "mean", "cls"] = "last"
+    contrast: float = Field(
+        default=0.03, ge=-2, le=2, description="least difference of cosine, related less unrelated, in the self-test"
+    )
     reference: Reference | None = None
 
 
@@ -211,9 +216,10 @@ class RkllmRerankerSpec(_OnRkllm):
     task: Literal["rerank"]
     yes: int = Field(ge=0, description="token id")
     no: int = Field(ge=0, description="token id")
-    before: str = Field(description="what comes before the query; parsed for special tokens")
-    between: str = Field(description="what comes between query and passage")
-    after: str = Field(description="what comes after the passage")
+    opening: str = Field(description="begins the prompt; special tokens in it and in `closing` are parsed as such")
+    before: str = Field(default="", description="stands before the query")
+    between: str = Field(description="stands between query and passage")
+    closing: str = Field(description="ends the prompt")
 
 
 ModelSpec: TypeAlias = HashSpec | OnnxSpec | RkllmSpec
@@ -275,3 +281,20 @@ def read_cards(*folders: Path) -> list[Card]:
             card = read_card(path)
             cards[card.name] = card
     return list(cards.values())
+
+
+def check_spaces(cards: Iterable[Card]) -> None:
+    """Vectors that may be compared have one length.
+
+    Raises:
+        InvalidInput: two cards of one space with unequal dimensions.
+    """
+    first: dict[str, ModelSpec] = {}
+    for card in cards:
+        if card.task == "embed":
+            kin = first.setdefault(card.space, card)
+            if kin.dimensions != card.dimensions:
+                raise InvalidInput(
+                    f"the cards {kin.name} and {card.name} share the space {card.space!r}, but give"
+                    f" {kin.dimensions} and {card.dimensions} dimensions"
+                )

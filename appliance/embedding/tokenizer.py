@@ -43,7 +43,7 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
-            raise EngineUnavailable("tokenizer.json cannot be read; pull the model again") from error
+            raise EngineUnavailable("tokenizer.json cannot be read: it is damaged; bring the model again") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._max_tokens = max_tokens
@@ -61,6 +61,22 @@ class Tokenizer:
     def specials(self) -> int:
         """Special tokens that every input costs: 2 for `[CLS] … [SEP]`."""
         return len(self._head) + len(self._tail)
+
+    @property
+    def around(self) -> tuple[Ids, Ids]:
+        """The special tokens before and after every text."""
+        return self._head, self._tail
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens there are, added ones included; ids are below it."""
+        return self._vocabulary
+
+    def special_tokens_are_text(self) -> None:
+        """From now on take a special token's name in a text for what it is, a few letters: nobody's text may then end a
+        prompt early. The special tokens around a text stay.
+        """
+        self._tokenizer.encode_special_tokens = True
 
     def encode(
         self, inputs: Sequence[str | Sequence[int]], *, truncate: bool, max_tokens: int | None = None

@@ -23,13 +23,12 @@ if TYPE_CHECKING:
 
 def opened(data: Path, model: str) -> "EmbeddingEngine":
     """The engine of an installed model, as the server opens it."""
-    from appliance.cli.models import named
+    from cards import shipped_card
+
     from appliance.embedding.engines import open_engine
     from appliance.embedding.pull import ModelFiles
-    from appliance.embedding.spec import read_cards
-    from appliance.settings import shipped
 
-    spec = named(read_cards(shipped("config") / "models"), model)
+    spec = shipped_card(model)
     return open_engine(spec, ModelFiles(data / "models", offline=True).paths(spec), cache=data / "cache")
 
 

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cards import shipped_card
 from machine import Server, free_port, serving
 
-from appliance.cli.models import named
 from appliance.embedding.pull import ModelFiles
-from appliance.embedding.spec import read_cards
-from appliance.settings import shipped
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = (sys.executable, "-m", "appliance")
@@ -84,7 +82,7 @@ def environment(folder: Path) -> Path:
 
 def model_folder(data: Path, folder: Path) -> Path:
     """The files of the default model, under their own names."""
-    spec = named(read_cards(shipped("config") / "models"), MODEL)
+    spec = shipped_card(MODEL)
     for name, path in ModelFiles(data / "models", offline=True).paths(spec).items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

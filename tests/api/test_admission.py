@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from appliance.api.admission import BUSY, Admission, Observed
 from appliance.api.metrics import Metrics
@@ -405,6 +406,31 @@ def test_a_caller_who_hangs_up_is_logged_as_499_unless_an_answer_had_begun(serve
     httpx.get(f"{served.url}/health")
 
     assert [line["status"] for line in served.lines() if line["event"] == "request"] == [499, 200]
+
+
+def test_a_request_that_the_ending_server_gives_up_is_answered_in_shape() -> None:
+    async def endless(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await asyncio.sleep(60)
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def ended() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}
+        task = asyncio.create_task(Observed(endless, metrics=Metrics(version="1"))(scope, receive, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+
+    asyncio.run(ended())
+
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["error"]["message"] == "the appliance is stopping"
 
 
 def test_a_caller_who_hangs_up_in_the_middle_of_a_body_reaches_no_route(serve: Serve) -> None:

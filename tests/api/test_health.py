@@ -57,7 +57,7 @@ def test_metrics_tell_what_was_counted_in_prometheus_text() -> None:
     metrics = Metrics(version="1.2.3")
     metrics.answered(route="/v1/embeddings", method="POST", status=200, seconds=0.02)
     metrics.answered(route="none", method="BREW-1234", status=405, seconds=0.001)
-    metrics.embedded(Embeddings("hash", np.eye(3, dtype=np.float32), (4, 8, 9), (False, True, False)))
+    metrics.embedded(Embeddings("hash", "hash", np.eye(3, dtype=np.float32), (4, 8, 9), (False, True, False)))
     metrics.engine_called("hash", 3, 0.004)
     metrics.searched("vector", seconds=0.002)
     metrics.ingested("ready")

@@ -63,13 +63,13 @@ def test_vectors_have_length_one(client: httpx.Client) -> None:
     ],
 )
 def test_base64_is_that_of_little_endian_float32(numbers: list[float], text: str) -> None:
-    result = Embeddings("m", np.array([numbers], dtype=np.float32), (1,), (False,))
+    result = Embeddings("m", "hash", np.array([numbers], dtype=np.float32), (1,), (False,))
 
     assert orjson.loads(_answer(result, model="m", as_base64=True).body)["data"][0]["embedding"] == text
 
 
 def test_numbers_have_a_point_and_the_digits_of_float32() -> None:
-    result = Embeddings("m", np.array([[1.0, 0.0, -1.0, 0.1, 1e-10]], dtype=np.float32), (1,), (False,))
+    result = Embeddings("m", "hash", np.array([[1.0, 0.0, -1.0, 0.1, 1e-10]], dtype=np.float32), (1,), (False,))
 
     assert b'"embedding":[1.0,0.0,-1.0,0.1,1e-10]' in bytes(_answer(result, model="m", as_base64=False).body)
 

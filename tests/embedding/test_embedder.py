@@ -19,6 +19,7 @@ class Same:
     """An engine that has one vector for every text."""
 
     lanes = 1
+    label = "given"
     batch_tokens = 1 << 20
 
     def __init__(self, vector: Sequence[float]) -> None:

@@ -161,6 +161,7 @@ class RerankOpener:
 class Shared:
     """A `RerankEngine`: the logit is the number of words that both have."""
 
+    label = "shared words"
     lanes = 1
     batch_tokens = 512
 

@@ -21,6 +21,7 @@ CARD = OnnxRerankerSpec(name="card", task="rerank", engine="onnx", family="bert"
 class Numbers:
     """An engine for which a passage says its own logit; `x` is too long."""
 
+    label = "shared words"
     lanes = 1
     batch_tokens = 64
 

@@ -1,10 +1,20 @@
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from appliance.embedding.spec import NAME, HashSpec, OnnxRerankerSpec, OnnxSpec, WheelSource, read_card, read_cards
+from appliance.embedding.spec import (
+    NAME,
+    Card,
+    HashSpec,
+    OnnxRerankerSpec,
+    OnnxSpec,
+    RkllmRerankerSpec,
+    RkllmSpec,
+    WheelSource,
+    read_card,
+    read_cards,
+)
 from appliance.errors import InvalidInput
 
 SHIPPED = Path(__file__).parents[2] / "config" / "models"
@@ -15,6 +25,10 @@ RERANKER_CARD = (
     'name = "r"\ntask = "rerank"\nengine = "onnx"\nfamily = "bert"\nmax_tokens = 16\n'
     'own = ["m.onnx", "tokenizer.json"]\n'
 )
+RKLLM_CARD = (
+    'name = "m"\nengine = "rkllm"\nfamily = "qwen3"\ndimensions = 8\nmax_tokens = 1000\ncontext = 1024\n'
+    'platform = "rk3588"\nmodel = "m.rkllm"\nown = ["m.rkllm", "tokenizer.json"]\n'
+)
 ONNX_CARD = 'name = "m"\nengine = "onnx"\nfamily = "bert"\ndimensions = 8\nmax_tokens = 16\n'
 
 
@@ -24,6 +38,10 @@ def test_the_shipped_cards_are_these() -> None:
         "all-minilm-l6-v2-int8": "embed",
         "hash": "embed",
         "ms-marco-minilm-l6-v2": "rerank",
+        "qwen3-embedding-0.6b-rk3576": "embed",
+        "qwen3-embedding-0.6b-rk3588": "embed",
+        "qwen3-reranker-0.6b-rk3576": "rerank",
+        "qwen3-reranker-0.6b-rk3588": "rerank",
     }
 
 
@@ -37,16 +55,32 @@ def test_a_shipped_card_can_be_read_and_is_named_as_its_file(path: Path) -> None
     assert card.license
 
 
-def test_no_two_shipped_models_answer_to_one_name() -> None:
-    cards = read_cards(SHIPPED)
+def test_shipped_models_that_answer_to_one_name_are_one_model_for_different_machines() -> None:
+    cards: dict[str, list[Card]] = {}
+    for card in read_cards(SHIPPED):
+        for name in {card.name, *(alias.lower().removesuffix(":latest") for alias in card.aliases)}:
+            cards.setdefault(name, []).append(card)
 
-    names = Counter(
-        name
-        for card in cards
-        for name in {card.name, *(alias.lower().removesuffix(":latest") for alias in card.aliases)}
-    )
+    for sharing in cards.values():
+        assert len({(card.engine, getattr(card, "platform", "")) for card in sharing}) == len(sharing)
+        assert len({(card.task, getattr(card, "space", ""), card.family) for card in sharing}) == 1
 
-    assert [name for name, times in names.items() if times > 1] == []
+
+def test_the_qwen3_cards_say_what_the_model_was_trained_with() -> None:
+    cards = {card.name: card for card in read_cards(SHIPPED)}
+
+    for platform in ("rk3588", "rk3576"):
+        embeds, reranks = cards[f"qwen3-embedding-0.6b-{platform}"], cards[f"qwen3-reranker-0.6b-{platform}"]
+        assert isinstance(embeds, RkllmSpec)
+        assert isinstance(reranks, RkllmRerankerSpec)
+        assert (embeds.platform, embeds.pooling, embeds.eos) == (platform, "last", 151643)
+        assert (embeds.dimensions, embeds.min_dimensions, embeds.space) == (1024, 32, "qwen3-embedding-0.6b")
+        assert embeds.prefixes.document == ""
+        assert re.fullmatch(r"Instruct: .+\nQuery:", embeds.prefixes.query)
+        assert (reranks.yes, reranks.no) == (9693, 2152)
+        assert reranks.opening.endswith("<|im_end|>\n<|im_start|>user\n")
+        assert reranks.before.startswith("<Instruct>: ")
+        assert reranks.before.endswith("\n<Query>: ")
 
 
 def test_the_default_model_takes_256_tokens_and_its_int8_card_shares_files_and_space() -> None:
@@ -122,6 +156,12 @@ def test_a_reranker_has_no_dimensions_and_may_have_files_of_its_owner(tmp_path: 
         (ONNX_CARD + FILE.replace("0000", "zzzz") + HUB, "sha256"),
         (ONNX_CARD + FILE + HUB.replace("0000", ""), "revision"),
         (ONNX_CARD + FILE + HUB.replace("a/b", "a/b/../c"), "repo"),
+        (RKLLM_CARD.replace("context = 1024", "context = 1000"), "context"),
+        (RKLLM_CARD.replace("context = 1024", "context = 32768"), "context"),
+        (RKLLM_CARD.replace("max_tokens = 1000", "max_tokens = 1020"), "max_tokens may be 1016 at most"),
+        (RKLLM_CARD.replace("rk3588", "rk3566"), "platform"),
+        (RKLLM_CARD.replace('own = ["m.rkllm", "tokenizer.json"]', 'own = ["m.rkllm"]'), "'tokenizer.json' is neither"),
+        (RKLLM_CARD + "reference = { text = 'a', vector = [1, 2] }\n", "reference.vector"),
     ],
 )
 def test_what_is_no_card_is_refused_with_file_and_reason(text: str, says: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ MODES: tuple[Mode, ...] = ("hybrid", "vector", "keyword")
 class Backwards:
     """A reranker's engine that likes a passage the more, the higher the number it begins with; counts what it read."""
 
+    label = "backwards"
     lanes = 1
     batch_tokens = 512
 

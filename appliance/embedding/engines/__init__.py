@@ -1,21 +1,25 @@
-"""The engines, each imported only when a card asks for it. This package itself imports nothing that is heavy."""
+"""The engines, each imported only when a card asks for it.
+
+Light itself: a worker process of the NPU passes through here each time it begins.
+"""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from appliance.errors import EngineUnavailable
-
-if TYPE_CHECKING:  # a process that only runs one engine imports this package, too
+if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+    from appliance.embedding.engines.rkllm.board import Npu
     from appliance.embedding.spec import ModelSpec, RerankerSpec
 
 
-def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> EmbeddingEngine:
+def open_engine(
+    spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
+) -> EmbeddingEngine:
     """Open the engine that a card asks for. Blocking.
 
     Args:
@@ -23,6 +27,7 @@ def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, thre
         paths: where the card's files are, by their names on the card.
         cache: folder for what an engine makes of the files, and can make again.
         threads: cores to use; 0 for all.
+        npu: what the settings say of models on the NPU; the defaults if left out.
 
     Raises:
         EngineUnavailable: a file is missing or cannot be used, or a package is not installed.
@@ -40,11 +45,16 @@ def open_engine(spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, thre
 
                 return open_onnx(spec, paths, cache=cache, threads=threads)
             case RkllmSpec():
-                raise EngineUnavailable(f"{spec.name} needs an engine that this version does not have: {spec.engine}")
+                from appliance.embedding.engines.rkllm.board import Npu
+                from appliance.embedding.engines.rkllm.engine import open_rkllm
+
+                return open_rkllm(spec, paths, npu=npu or Npu())
 
 
-def open_reranker(spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> RerankEngine:
-    """Open the engine that a reranker's card asks for. Arguments and errors as for `open_engine`."""
+def open_reranker(
+    spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
+) -> RerankEngine:
+    """Open the engine that a reranker's card asks for. Blocking; arguments and errors as `open_engine` has them."""
     from appliance.embedding.spec import OnnxRerankerSpec, RkllmRerankerSpec
 
     with _installed(spec.name):
@@ -54,12 +64,17 @@ def open_reranker(spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path,
 
                 return open_cross_encoder(spec, paths, cache=cache, threads=threads)
             case RkllmRerankerSpec():
-                raise EngineUnavailable(f"{spec.name} needs an engine that this version does not have: {spec.engine}")
+                from appliance.embedding.engines.rkllm.board import Npu
+                from appliance.embedding.engines.rkllm.engine import open_rkllm_reranker
+
+                return open_rkllm_reranker(spec, paths, npu=npu or Npu())
 
 
 @contextmanager
 def _installed(name: str) -> Iterator[None]:
     """A package that is not installed as an error of ours."""
+    from appliance.errors import EngineUnavailable
+
     try:
         yield
     except ImportError as error:

@@ -48,6 +48,7 @@ class OnnxReranker:
         EngineUnavailable: the graph gives something else.
     """
 
+    label = "onnx"
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, graph: Graph, tokenizer: PairTokenizer, *, lanes: int) -> None:

@@ -72,6 +72,7 @@ class HashingEngine:
         InvalidInput: `dimensions` out of range.
     """
 
+    label = "hash"
     batch_tokens = 32_768
 
     def __init__(self, *, dimensions: int, max_tokens: int = 8192, lanes: int = 1) -> None:

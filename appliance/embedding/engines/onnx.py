@@ -69,6 +69,7 @@ class OnnxEngine:
         EngineUnavailable: the graph gives something else.
     """
 
+    label = "onnx"
     batch_tokens = BATCH_TOKENS
 
     def __init__(self, graph: "Graph", tokenizer: Tokenizer, *, pooling: Pooling, lanes: int) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,21 +189,37 @@ def test_a_failure_is_raised_with_function_and_code() -> None:
         check(-1, None, ())
 
 
-def test_what_a_default_looks_like_tells_the_family() -> None:
+@pytest.mark.parametrize("bits", [64, 32])
+def test_what_a_default_looks_like_tells_the_family(bits: int) -> None:
     found = {}
     for family in FAMILIES:
-        types = abi.abi(family).types
-        param = types["RKLLMParam"]()
-        if family != "A":
-            param.n_keep = -1
-            param.extend_param.enabled_cpus_num = 4
-        if family in "CD":
-            param.extend_param.n_batch = 1
+        places = recorded(bits, family)
+        extend = places["RKLLMParam", "extend_param"].offset
         whole = abi.AnyParam()
-        ctypes.memmove(ctypes.addressof(whole), ctypes.addressof(param), ctypes.sizeof(param))
-        found[family] = abi.families_of_default(whole)
+        values: dict[int, tuple[float, Any]] = {
+            places["RKLLMParam", "top_p"].offset: (0.9, ctypes.c_float),
+            places["RKLLMParam", "temperature"].offset: (0.8, ctypes.c_float),
+        }
+        if family != "A":
+            values[places["RKLLMParam", "n_keep"].offset] = (-1, ctypes.c_int32)
+            values[extend + places["RKLLMExtendParam", "enabled_cpus_num"].offset] = (4, ctypes.c_int8)
+        if family in "CD":
+            values[extend + places["RKLLMExtendParam", "n_batch"].offset] = (1, ctypes.c_uint8)
+        for offset, (value, kind) in values.items():
+            kind.from_buffer(whole, offset).value = value
+        found[family] = abi.families_of_default(whole, pointer=bits // 8)
 
     assert found == {"A": "A", "B": "BC", "C": "BC", "D": "D"}
+
+
+def test_importing_the_tables_and_the_worker_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; import appliance.embedding.engines.rkllm.worker;"
+        "print([name for name in ('numpy', 'pydantic', 'elftools', 'structlog', 'tokenizers') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.strip() == "[]"
 
 
 def header_family(header: Path) -> Family:
