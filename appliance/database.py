@@ -5,6 +5,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, Final
@@ -70,6 +71,38 @@ def choose_driver(names: tuple[str, ...] = DRIVERS) -> Any:
             "(Linux on x86-64) or `pip install sqlean.py` (elsewhere)"
         )
     return max(found, key=lambda module: module.sqlite_version_info)
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """What opens databases here: the DB-API module, and the versions of SQLite and of the vector extension."""
+
+    module: str
+    sqlite: str
+    vectors: str
+
+
+def about_driver() -> Driver:
+    """Try what `Database` needs, in memory.
+
+    Raises:
+        StoreUnavailable: no driver, or one without word search, or the vector extension does not load.
+    """
+    module = choose_driver()
+    try:
+        with closing(module.connect(":memory:")) as connection:
+            connection.execute("CREATE VIRTUAL TABLE words USING fts5(text)")
+            _load_extension(connection)
+            (vectors,) = connection.execute("SELECT vec_version()").fetchone()
+    except module.Error as error:
+        raise StoreUnavailable(f"{module.__name__} {module.sqlite_version} is not fit: {error}") from error
+    return Driver(module.__name__, module.sqlite_version, str(vectors))
+
+
+def _load_extension(connection: Any) -> None:
+    connection.enable_load_extension(True)  # noqa: FBT003  # the driver takes it by position
+    connection.load_extension(sqlite_vec.loadable_path())
+    connection.enable_load_extension(False)  # noqa: FBT003  # same
 
 
 class Database:
@@ -212,9 +245,7 @@ class Database:
             connection.isolation_level = None  # the driver starts no transactions of its own
             for pragma in (*_PRAGMAS, *pragmas):
                 connection.execute(f"PRAGMA {pragma}").fetchall()
-            connection.enable_load_extension(True)  # noqa: FBT003  # the driver takes it by position
-            connection.load_extension(sqlite_vec.loadable_path())
-            connection.enable_load_extension(False)  # noqa: FBT003  # same
+            _load_extension(connection)
 
         event.listen(engine, "connect", set_up)
         if begin:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from appliance.database import PAGE_SIZE, Database, choose_driver
+from appliance.database import PAGE_SIZE, Database, about_driver, choose_driver
 from appliance.errors import StoreFull, StoreUnavailable
 
 SHORT_OF_DISK = """
@@ -67,6 +67,14 @@ def test_the_newest_driver_that_loads_extensions_is_chosen() -> None:
 def test_without_a_driver_the_fix_is_named() -> None:
     with pytest.raises(StoreUnavailable, match="pip install pysqlite3"):
         choose_driver(("no_such_module", "no_such_driver.dbapi2"))
+
+
+def test_the_driver_can_be_tried_without_a_file() -> None:
+    driver = about_driver()
+
+    assert driver.module == choose_driver().__name__
+    assert driver.sqlite == choose_driver().sqlite_version
+    assert driver.vectors.startswith("v0.")
 
 
 def test_connections_are_safe_and_large_paged(database: Database) -> None:

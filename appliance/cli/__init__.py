@@ -1,4 +1,4 @@
-"""The command line: serve, pull, list, embed, ingest, search."""
+"""The command line: serve, pull, list, embed, ingest, search, doctor."""
 
 import sys
 from pathlib import Path
@@ -256,6 +256,26 @@ def search(
         printing.as_json(answer)
         return
     printing.matches(answer["matches"])
+
+
+@app.command()
+def doctor(*, data: Data = None, config: Config = None, as_json: AsJson = False) -> None:
+    """Check this machine, and say what to do where something is wrong. Changes nothing.
+
+    Exit code 0: all is well; 1: something could be better; 2: something does not work.
+    """
+    from appliance.cli.doctor import examine, verdict
+    from appliance.cli.machine import this_machine
+
+    checks = examine(this_machine(), _settings(data=data, config=config))
+    status = verdict(checks)
+    if as_json:
+        from dataclasses import asdict
+
+        printing.as_json({"status": status, "checks": [asdict(check) for check in checks]})
+    else:
+        printing.checks(checks)
+    raise typer.Exit({"ok": 0, "warn": 1, "fail": 2}[status])
 
 
 def _lines() -> list[str]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # imported when something is printed
     from rich.console import Console
 
     from appliance.cli.client import Summary
+    from appliance.cli.doctor import Check
     from appliance.cli.files import Skipped
 
 FILES_SHOWN = 5
@@ -49,6 +50,23 @@ def models(rows: Sequence[Mapping[str, Any]]) -> None:
             str(row["dimensions"] or "-"),
             row["engine"],
         )
+    console().print(table)
+
+
+def checks(done: Sequence["Check"]) -> None:
+    """Print what `doctor` found, and under each line what to do."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_column(overflow="fold")
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in done:
+        table.add_row(Text(check.status, styles[check.status]), check.name, check.found)
+        if check.fix:
+            table.add_row("", "", f"-> {check.fix}")
     console().print(table)
 
 
