@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from machine import BenchFailed, Server, Worker, described, get, worker
+from npu import overhead
 from report import FULL, QUICK, Plan, Table, met
 from subjects import appliance, installed, rival
 from texts import LONG, SHORT, documents, texts
@@ -21,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
-SECTIONS = ("start", "single", "batch", "ingest", "memory")
+SECTIONS = ("start", "single", "batch", "ingest", "memory", "npu")
+"""`npu` needs a C compiler, and no model."""
 
 
 def embedding_bodies(*, words: int, inputs: int, count: int, seed: int) -> list[str]:
@@ -218,11 +220,15 @@ def main() -> None:
     models: list[str] = arguments.model or list(MEMORY)
     only: list[str] = arguments.only or ([] if arguments.compare else list(SECTIONS))
     cache = arguments.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "appliance-bench"
-    source = installed(cache, models)
     print(described())
+    if "npu" in only:
+        overhead(plan)
+    if only == ["npu"]:
+        return
+    source = installed(cache, models)
     if "start" in only:
         start(plan, source, models)
-    if set(only) - {"start"}:
+    if set(only) - {"start", "npu"}:
         measured(plan, source, models, only=only, folder=arguments.beir)
     if arguments.compare:
         compared(plan, source, models, cache)
