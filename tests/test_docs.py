@@ -1,4 +1,6 @@
-"""What is written is run: every command of the README and of the API's page, in order, against a real server."""
+"""What is written is run: every command of the README, of the API's and of the NPU's page, in order, against a real
+server; and every card that a page shows is read.
+"""
 
 import json
 import re
@@ -10,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from appliance.embedding.spec import RkllmSpec, read_card
+
 ROOT = Path(__file__).parent.parent
 HERE = "http://127.0.0.1:8080"
 
@@ -17,8 +21,18 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 
 def blocks(page: Path) -> list[str]:
-    found = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [block for block in found if "curl " in block]
+    return [block for block in fenced(page, "sh") if "curl " in block]
+
+
+def fenced(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def cards(page: Path) -> list[str]:
+    """The cards that a page shows."""
+    found = fenced(page, "toml")
+    return [block for block in found if all(re.search(rf"^{key} =", block, re.MULTILINE) for key in ("name", "engine"))]
 
 
 def run(block: str, url: str, folder: Path) -> list[Any]:
@@ -58,6 +72,39 @@ def test_the_api_pages_commands_work(
     assert [each["index"] for each in jina["results"]] == [1, 0]
     assert [each["index"] for each in tei] == [1, 0]
     assert found["matches"][0]["document"] == "otters"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler to build the simulated NPU with")
+def test_the_npu_pages_commands_work_on_a_simulated_one(start: Callable[..., Any], tmp_path: Path) -> None:
+    server = start(simulate_npu=True, model="simulated-npu")
+
+    answers = [answer for block in blocks(ROOT / "docs" / "npu.md") for answer in run(block, server.url, tmp_path)]
+
+    embedded, loaded = answers
+    assert len(embedded["data"][0]["embedding"]) == 1024
+    assert [each["engine"] for each in loaded["models"]] == ["rkllm-simulated"]
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        pytest.param(card, id=f"{page.name}-{number}")
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for number, card in enumerate(cards(page))
+    ],
+)
+def test_a_card_that_a_page_shows_is_one(card: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(card, encoding="utf-8")
+
+    assert read_card(path).name
+
+
+def test_the_npu_page_tells_every_key_of_a_card() -> None:
+    page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
+    told = {name for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+
+    assert set(RkllmSpec.model_fields) - {"files", "sources", "task"} <= told
 
 
 @pytest.mark.parametrize(
