@@ -16,7 +16,7 @@ from appliance.api.deps import Appliance
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.database import Database
-from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
 from appliance.embedding.engines import open_engine, open_reranker
 from appliance.embedding.engines.rkllm.board import Npu, this_board
 from appliance.embedding.fit import Fit
@@ -90,7 +90,7 @@ def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Re
     files = ModelFiles(settings.models, offline=settings.offline)
     npu = _npu(settings, metrics)
 
-    def opened(spec: ModelSpec) -> EmbeddingEngine:
+    def opened(spec: ModelSpec) -> EmbeddingEngine | RemoteEngine:
         return open_engine(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
 
     def opened_reranker(spec: RerankerSpec) -> RerankEngine:

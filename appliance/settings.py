@@ -53,6 +53,14 @@ def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _paired(value: object) -> object:
+    """A string is its pairs between commas, `name=value` each."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): other.strip() if equals else None for name, equals, other in pairs}
+
+
 def _given(value: object) -> object:
     """An empty string is nothing at all."""
     return None if value == "" else value
@@ -62,6 +70,7 @@ Place = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser() i
 MaybePlace = Annotated[Place | None, BeforeValidator(_given)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_paired)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_listed)]
 
 
@@ -120,6 +129,61 @@ class Settings(BaseSettings):
         le=86400,
         allow_inf_nan=False,
         description="How long the NPU may take over one text; 0 is 10 s and a twentieth of a second for each token.",
+    )
+    preload: Names = Field([], description="Models to load at the start besides the default.")
+    aliases: Pairs = Field(
+        {},
+        description='More names for models: { "text-embedding-3-small" = "openai-3-small" }; in an environment '
+        "variable name=model, between commas.",
+    )
+    fallback: Names = Field(
+        [],
+        description="Models that answer, in this order, where a caller wants an answer from any (use_fallback) and the "
+        "model's card says nothing else.",
+    )
+    use_fallback: bool = Field(
+        default=False, description="Fall back on every embedding call that does not say otherwise."
+    )
+    memory_budget: ByteSize = Field(
+        ByteSize(0),
+        ge=0,
+        description="Memory for loaded models, as far as their files tell it; beyond it the one idle for longest is "
+        "unloaded. 0 is no limit.",
+        json_schema_extra={"shown": "0"},
+    )
+    secrets_file: MaybePlace = Field(
+        None,
+        description="File of keys for other servers, NAME=value on each line; an environment variable goes first.",
+        json_schema_extra={"shown": ""},
+    )
+    profile: Literal["balanced", "throughput", "low-memory"] = Field(
+        "balanced", description="What to favour where a setting says nothing else."
+    )
+    batch_tokens: int = Field(
+        0, ge=0, le=65536, description="Padded tokens of one batch on the CPU; 0 is what the engine runs best."
+    )
+    cache_entries: int = Field(
+        10_000, ge=0, le=10_000_000, description="Embeddings remembered in memory; 0 remembers none."
+    )
+    cache_ttl: Seconds = Field(
+        3600, gt=0, le=10 * 365 * 86400, allow_inf_nan=False, description="How long an embedding is remembered."
+    )
+    cache_on_disk: bool = Field(
+        default=False, description="Remember embeddings in a SQLite file as well, in the data directory."
+    )
+    cache_disk_size: ByteSize = Field(
+        ByteSize(1024**3), ge=1024**2, description="Largest size of that file.", json_schema_extra={"shown": "1GiB"}
+    )
+    redis_url: SecretStr = Field(
+        SecretStr(""),
+        description="A Redis server to remember embeddings in, shared by several appliances: redis://localhost:6379/0.",
+        json_schema_extra={"shown": ""},
+    )
+    redis_ttl: Seconds = Field(
+        300, gt=0, le=10 * 365 * 86400, allow_inf_nan=False, description="How long Redis remembers an embedding."
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=10_000, le=1_000_000_000, description="Pixels of an image; a larger one is refused unread."
     )
     keep_alive: Seconds = Field(
         -1,
@@ -220,7 +284,7 @@ class Settings(BaseSettings):
             raise InvalidInput("an API key is one word of printable ASCII characters", param="api_keys")
         return tuple(dict.fromkeys(keys))
 
-    @field_validator("data", "config", "api_keys_file", "npu_library")
+    @field_validator("data", "config", "api_keys_file", "npu_library", "secrets_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return path and path.absolute()

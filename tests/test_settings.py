@@ -53,6 +53,21 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "npu_abi": ("C", "C", '"C"', "C"),
     "npu_timeout": (30.0, "30s", '"30s"', 30.0),
     "simulate_npu": (True, "1", "true", True),
+    "preload": (["hash"], "hash", '["hash"]', ["hash"]),
+    "aliases": ({"a": "b", "c": "d"}, "a=b, c=d", '{ a = "b", c = "d" }', {"a": "b", "c": "d"}),
+    "fallback": (["a", "hash"], "a,hash", '["a", "hash"]', ["a", "hash"]),
+    "use_fallback": (True, "1", "true", True),
+    "memory_budget": (2_000_000, "2MB", '"2MB"', 2_000_000),
+    "secrets_file": (Path("/etc/secrets"), "/etc/secrets", '"/etc/secrets"', Path("/etc/secrets")),
+    "profile": ("low-memory", "low-memory", '"low-memory"', "low-memory"),
+    "batch_tokens": (256, "256", "256", 256),
+    "cache_entries": (5, "5", "5", 5),
+    "cache_ttl": (60.0, "1m", '"1m"', 60.0),
+    "cache_on_disk": (True, "1", "true", True),
+    "cache_disk_size": (2_000_000, "2MB", '"2MB"', 2_000_000),
+    "redis_url": ("redis://h/1", "redis://h/1", '"redis://h/1"', SecretStr("redis://h/1")),
+    "redis_ttl": (60.0, "1m", '"1m"', 60.0),
+    "max_pixels": (20_000, "20000", "20000", 20_000),
     "keep_alive": (300.0, "5m", '"5m"', 300.0),
     "offline": (True, "true", "true", True),
     "api_keys": (["a", "b"], "a,b", '["a", "b"]', [SecretStr("a"), SecretStr("b")]),
@@ -129,11 +144,15 @@ def _in_toml(name: str, value: object) -> str:
         return str(value).lower()
     if value is None or isinstance(value, str):
         return f'"{value or ""}"'
+    if isinstance(value, SecretStr):
+        return f'"{value.get_secret_value()}"'
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}" = "{other}"' for key, other in value.items()) + "}"
     return repr(value) if not name.startswith("api_keys") else "[]"
 
 
 def _in_environment(name: str, value: object) -> str:
-    return "" if value is None or value == [] else str(value)
+    return "" if value is None or value in ([], {}) else str(value)
 
 
 def test_the_shipped_file_names_every_setting_at_its_default() -> None:

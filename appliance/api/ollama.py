@@ -412,10 +412,12 @@ def _quantization(spec: Card) -> str:
     match spec.engine:
         case "hash":
             return "F32"
-        case "onnx":
+        case "onnx" | "clip":
             return "INT8" if spec.precision == "int8" else "F32"
         case "rkllm":
             return spec.dtype.upper()
+        case "remote":
+            return "unknown"
 
 
 def _described(spec: Card) -> dict[str, Any]:

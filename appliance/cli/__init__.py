@@ -329,9 +329,10 @@ def _default(settings: "Settings") -> "Card":
 def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
     from appliance.cli.pulling import reported
     from appliance.embedding.pull import ModelFiles
+    from appliance.embedding.spec import HasFiles
 
     files = ModelFiles(settings.models, offline=settings.offline)
-    if spec.engine == "hash" or (only_missing and files.present(spec)):
+    if not isinstance(spec, HasFiles) or (only_missing and files.present(spec)):
         return
     console = printing.console(stderr=True)
     console.print(f"pulling {spec.name} into {settings.models}", soft_wrap=True)

@@ -47,10 +47,12 @@ def _engine(card: Card) -> str:
     match card.engine:
         case "hash":
             return "hash"
-        case "onnx":
-            return f"onnx {card.precision}"
+        case "onnx" | "clip":
+            return f"{card.engine} {card.precision}"
         case "rkllm":
             return f"rkllm {card.platform}"
+        case "remote":
+            return f"remote {card.provider}"
 
 
 def embedded(settings: Settings, texts: Sequence[str], *, kind: Kind, dimensions: int | None) -> Embeddings:

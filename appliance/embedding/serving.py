@@ -4,9 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any, Generic, Protocol, Self, TypeVar
-
-import numpy.typing as npt
+from typing import Generic, Protocol, Self, TypeVar
 
 from appliance.embedding.batcher import Batcher
 from appliance.embedding.engine import Prompt
@@ -23,10 +21,16 @@ SHORT = 400
 
 
 class _Engine(Protocol):
-    """What an `EmbeddingEngine` and a `RerankEngine` have in common."""
+    """What every engine has."""
 
     @property
     def label(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+class _Local(_Engine, Protocol):
+    """What an `EmbeddingEngine` and a `RerankEngine` have in common."""
 
     @property
     def lanes(self) -> int: ...
@@ -34,34 +38,45 @@ class _Engine(Protocol):
     @property
     def batch_tokens(self) -> int: ...
 
-    def run(self, prompts: Sequence[Prompt]) -> npt.NDArray[Any]: ...
 
-    def close(self) -> None: ...
+def batched(
+    engine: _Local,
+    run: Callable[[Sequence[Prompt]], list[R]],
+    *,
+    max_waiting: int,
+    on_batch: Callable[[int, float], None] | None,
+) -> Batcher[Prompt, R]:
+    """What takes prompts to the engine, from many callers.
+
+    Args:
+        engine: open.
+        run: has the engine run a batch.
+        max_waiting: requests that may wait for the engine before one is refused.
+        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
+    """
+    return Batcher(
+        run,
+        size=lambda prompt: prompt.tokens,
+        budget=engine.batch_tokens,
+        lanes=engine.lanes,
+        max_waiting=max_waiting,
+        observe=on_batch,
+    )
 
 
 class Serving(ABC, Generic[R]):
     """Serves one engine to many callers. Owns it: `close` ends both.
 
     Args:
-        engine: open, and not shared; `run` gives an R for each prompt.
-        max_waiting: requests that may wait for the engine before one is refused.
-        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
+        engine: open, and not shared.
+        batcher: what takes prompts to it; None for an engine that takes its callers as they come.
     """
 
-    def __init__(
-        self, engine: _Engine, *, max_waiting: int, on_batch: Callable[[int, float], None] | None = None
-    ) -> None:
+    def __init__(self, engine: _Engine, batcher: Batcher[Prompt, R] | None) -> None:
         self.engine_label = engine.label
         """What answers: `hash`, `onnx`, `rkllm`, `rkllm-simulated`."""
         self._close = engine.close
-        self._batcher: Batcher[Prompt, R] = Batcher(
-            lambda prompts: list(engine.run(prompts)),
-            size=lambda prompt: prompt.tokens,
-            budget=engine.batch_tokens,
-            lanes=engine.lanes,
-            max_waiting=max_waiting,
-            observe=on_batch,
-        )
+        self._batcher = batcher
         self.trouble = ""
         """Why the engine could not be had when it was last asked; empty if it could."""
         self._calls = 0
@@ -79,7 +94,7 @@ class Serving(ABC, Generic[R]):
     @property
     def waiting(self) -> int:
         """Interactive requests that wait for the engine or run."""
-        return self._batcher.waiting
+        return self._calls if self._batcher is None else self._batcher.waiting
 
     @abstractmethod
     async def check(self) -> None:
@@ -91,7 +106,8 @@ class Serving(ABC, Generic[R]):
 
     def close(self) -> None:
         """Fail what waits and close the engine. Blocking; safe to call twice."""
-        self._batcher.close()
+        if self._batcher is not None:
+            self._batcher.close()
         self._close()
 
     async def _answered(self, run: Callable[[], Awaitable[T]], ask: Callable[[Self], Awaitable[T]]) -> T:

@@ -3,7 +3,8 @@
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,8 +20,8 @@ from pydantic import (
 
 from appliance.errors import InvalidInput
 
-Kind: TypeAlias = Literal["query", "document"]
-"""What a text is to a search: the question, or what is to be found."""
+Kind: TypeAlias = Literal["query", "document", "classification", "clustering"]
+"""What a text is embedded for: to ask, to be found, to be sorted into classes, or to be grouped with others."""
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}(:[a-z0-9][a-z0-9._-]{0,31})?$"
 """A card's own name. Aliases may also hold upper case and one `/`."""
@@ -67,6 +68,13 @@ class Prefixes(_Frozen):
 
     query: str = ""
     document: str = ""
+    classification: str | None = Field(default=None, description="as for a document if left out")
+    clustering: str | None = Field(default=None, description="as for a document if left out")
+
+    def of(self, kind: Kind) -> str:
+        """The prefix for texts of a kind."""
+        prefix: str | None = getattr(self, kind)
+        return self.document if prefix is None else prefix
 
 
 class _Card(_Frozen):
@@ -87,6 +95,14 @@ class _Embeds(_Card):
     dimensions: int = Field(ge=1, le=8192)
     min_dimensions: int = Field(default=1, ge=1, description="fewest dimensions that vectors may be shortened to")
     prefixes: Prefixes = Prefixes()
+    fallback: tuple[str, ...] = Field(
+        default=(), description="names of models that answer, in this order, where a caller wants an answer from any"
+    )
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures can be embedded as well as texts."""
+        return False
 
     @model_validator(mode="before")
     @classmethod
@@ -96,20 +112,29 @@ class _Embeds(_Card):
         return data
 
 
-class _HasFiles(_Card):
+class HasFiles(_Card):
     """A card whose model has files: some known by hash, some that the owner brings."""
 
     files: dict[str, FileSpec] = {}
-    sources: tuple[Source, ...] = Field(default=(), description="of `files`; tried in this order")
+    pinned: tuple[str, ...] = Field(
+        default=(),
+        description="files known by the revision of their repository alone; what comes is checked against the hashes "
+        "that the hub keeps of that revision, and remembered by its own",
+    )
+    sources: tuple[Source, ...] = Field(default=(), description="of `files` and `pinned`; tried in this order")
     own: tuple[str, ...] = Field(
         default=(),
         description="files of no known hash, which the owner puts into models/<card name>/ of the data directory; "
         "an absolute path is taken as it is",
     )
 
-    @field_validator("files")
+    accept_license: bool = Field(
+        default=False, description="the licence forbids some uses: it must be accepted before the files are pulled"
+    )
+
+    @field_validator("files", "pinned")
     @classmethod
-    def _plain_names(cls, files: dict[str, FileSpec]) -> dict[str, FileSpec]:
+    def _plain_names(cls, files: Any) -> Any:
         for name in files:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or name != str(path):
@@ -118,14 +143,23 @@ class _HasFiles(_Card):
 
     @model_validator(mode="after")
     def _some_files(self) -> Self:
-        if not self.files and not self.own:
+        if not self.files and not self.own and not self.pinned:
             raise ValueError("a card with this engine lists files, or own files")
         if self.files and not self.sources:
             raise ValueError("files need sources to be had from")
+        if self.pinned and not any(isinstance(source, HubSource) for source in self.sources):
+            raise ValueError("pinned files need a hub to be had from")
+        if twice := (set(self.files) & set(self.pinned)):
+            raise ValueError(f"{min(twice)!r} is among files and among pinned")
         return self
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all files, wherever they come from."""
+        return frozenset({*self.files, *self.pinned, *self.own})
 
-class _OnOnnx(_HasFiles):
+
+class _OnOnnx(HasFiles):
     engine: Literal["onnx"]
     precision: Literal["fp32", "int8"] = "fp32"
 
@@ -137,7 +171,7 @@ CONTEXT_MARGIN = 8
 """Tokens of the context that RKLLM keeps for itself: its log told of 4 of 1024 (1.2.x); twice that is safe."""
 
 
-class _OnRkllm(_HasFiles):
+class _OnRkllm(HasFiles):
     """A decoder that was converted with Rockchip's RKLLM toolkit, run by librkllmrt.so on the NPU."""
 
     engine: Literal["rkllm"]
@@ -165,7 +199,7 @@ class _OnRkllm(_HasFiles):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name in (self.model, self.tokenizer):
-            if name not in self.files and name not in self.own:
+            if name not in self.names:
                 raise ValueError(f"{name!r} is neither among files nor among own")
         if self.max_tokens > self.context - CONTEXT_MARGIN:
             raise ValueError(
@@ -181,9 +215,85 @@ class HashSpec(_Embeds):
 
 
 class OnnxSpec(_Embeds, _OnOnnx):
-    """A model that ONNX Runtime runs: one `.onnx` file, or a BERT-family safetensors file to build a graph from."""
+    """A model that ONNX Runtime runs: one `.onnx` file, or weights and `config.json` to build a graph from."""
 
     pooling: Literal["mean", "cls", "last"] = "mean"
+    dense: tuple[str, ...] = Field(
+        default=(),
+        description='folders of the linear layers behind the pooling, in order ("2_Dense"): each has config.json and '
+        "model.safetensors or pytorch_model.bin among the card's files",
+    )
+    sparse: str = Field(
+        default="", description="file of the linear layer that weighs tokens (BGE-M3's sparse_linear.pt)"
+    )
+    multi_vector: str = Field(
+        default="",
+        description="file of the linear layer that gives a vector for each token (BGE-M3's colbert_linear.pt)",
+    )
+
+    @model_validator(mode="after")
+    def _heads_are_here(self) -> Self:
+        for name in (self.sparse, self.multi_vector):
+            if name and name not in self.names:
+                raise ValueError(f"{name!r} is not among the card's files")
+        return self
+
+
+class ClipSpec(_Embeds, HasFiles):
+    """CLIP (Radford et al. 2021): a tower for texts and one for images, whose vectors may be compared."""
+
+    engine: Literal["clip"]
+    precision: Literal["fp32", "int8"] = "fp32"
+
+    @property
+    def takes_images(self) -> bool:
+        """Yes."""
+        return True
+
+
+class RemoteSpec(_Embeds):
+    """A model that another server runs."""
+
+    engine: Literal["remote"]
+    provider: Literal["openai", "ollama", "tei"] = Field(
+        description="how the server is spoken to: OpenAI's /v1/embeddings, Ollama's /api/embed, or /embed as Hugging "
+        "Face's text-embeddings-inference has it"
+    )
+    urls: tuple[str, ...] = Field(
+        min_length=1,
+        description="base addresses of servers that all run the model: requests are spread over them, and one that "
+        "fails is left alone for a while. Of OpenAI with its /v1, of the others without a path",
+    )
+    model: str = Field(default="", description="the model's name there; of tei, empty")
+    key: str = Field(
+        default="",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description="name of the secret to send as a bearer token: an environment variable, or a line of secrets_file",
+    )
+    max_inputs: int = Field(default=64, ge=1, le=2048, description="inputs of one request")
+    max_request_tokens: int = Field(default=0, ge=0, description="tokens of one request, as far as known; 0: no limit")
+    concurrency: int = Field(default=4, ge=1, le=64, description="requests under way at each server")
+    timeout: float = Field(default=30.0, gt=0, le=600, description="seconds for one request, retries not included")
+    retries: int = Field(default=2, ge=0, le=10, description="tries after the first that failed, where that is safe")
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+                raise ValueError(f"{url!r} is no http or https address")
+            if parts.username or parts.password:
+                raise ValueError("an address on a card holds no password: name a secret in `key`")
+        if len(set(urls)) < len(urls):
+            raise ValueError("an address is listed twice")
+        return urls
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.provider != "tei" and not self.model:
+            raise ValueError("model is needed: the name of the model there")
+        return self
 
 
 class Reference(_Frozen):
@@ -222,7 +332,7 @@ class RkllmRerankerSpec(_OnRkllm):
     closing: str = Field(description="ends the prompt")
 
 
-ModelSpec: TypeAlias = HashSpec | OnnxSpec | RkllmSpec
+ModelSpec: TypeAlias = HashSpec | OnnxSpec | ClipSpec | RkllmSpec | RemoteSpec
 """Cards of models that embed."""
 
 RerankerSpec: TypeAlias = OnnxRerankerSpec | RkllmRerankerSpec
@@ -240,13 +350,16 @@ _ADAPTER: TypeAdapter[Card] = TypeAdapter(
     Annotated[
         Annotated[HashSpec, Tag("hash embed")]
         | Annotated[OnnxSpec, Tag("onnx embed")]
+        | Annotated[ClipSpec, Tag("clip embed")]
         | Annotated[RkllmSpec, Tag("rkllm embed")]
+        | Annotated[RemoteSpec, Tag("remote embed")]
         | Annotated[OnnxRerankerSpec, Tag("onnx rerank")]
         | Annotated[RkllmRerankerSpec, Tag("rkllm rerank")],
         Discriminator(
             _which,
             custom_error_type="unknown_engine",
-            custom_error_message="engine is hash, onnx or rkllm; task is embed (the default) or, but for hash, rerank",
+            custom_error_message="engine is hash, onnx, clip, rkllm or remote; task is embed (the default) or, of onnx "
+            "and rkllm, rerank",
         ),
     ]
 )

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from appliance.embedding.engine import EmbeddingEngine, RerankEngine
+    from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
     from appliance.embedding.engines.rkllm.board import Npu
     from appliance.embedding.spec import ModelSpec, RerankerSpec
 
 
 def open_engine(
     spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
-) -> EmbeddingEngine:
+) -> EmbeddingEngine | RemoteEngine:
     """Open the engine that a card asks for. Blocking.
 
     Args:
@@ -32,7 +32,7 @@ def open_engine(
     Raises:
         EngineUnavailable: a file is missing or cannot be used, or a package is not installed.
     """
-    from appliance.embedding.spec import HashSpec, OnnxSpec, RkllmSpec
+    from appliance.embedding.spec import ClipSpec, HashSpec, OnnxSpec, RemoteSpec, RkllmSpec
 
     with _installed(spec.name):
         match spec:
@@ -49,6 +49,8 @@ def open_engine(
                 from appliance.embedding.engines.rkllm.engine import open_rkllm
 
                 return open_rkllm(spec, paths, npu=npu or Npu())
+            case ClipSpec() | RemoteSpec():
+                raise NotImplementedError
 
 
 def open_reranker(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from appliance.embedding.engines import open_engine
+from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.spec import FileSpec, HashSpec, HubSource, OnnxSpec
 from appliance.errors import EngineUnavailable
 
@@ -13,6 +14,7 @@ def test_a_hash_card_opens_an_engine_of_its_dimensions_and_tokens(tmp_path: Path
     spec = HashSpec(name="h", family="hash", engine="hash", dimensions=96, max_tokens=5)
 
     engine = open_engine(spec, {}, cache=tmp_path)
+    assert isinstance(engine, HashingEngine)
     (prompt,) = engine.prepare(["one two three four five six"], truncate=True)
 
     assert (prompt.tokens, prompt.truncated) == (5, True)
