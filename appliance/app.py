@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,7 +24,7 @@ from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ModelNotFound
 from appliance.ingest.ingestor import Ingestor
 from appliance.search.retriever import Retriever
 from appliance.settings import Settings, shipped
@@ -104,12 +105,17 @@ def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Re
         open_engine=opened,
         open_reranker=opened_reranker,
         reranker=settings.reranker,
+        aliases=settings.aliases,
+        fallback=settings.fallback,
+        use_fallback=settings.use_fallback,
         fit=fit,
         keep_alive=settings.keep_alive,
+        memory=settings.memory_budget,
         max_waiting=settings.max_pending,
         on_batch=None if metrics is None else metrics.engine_called,
         on_embed=None if metrics is None else metrics.embedded,
         on_rerank=None if metrics is None else metrics.reranked,
+        on_fallback=(lambda _asked, _answered: None) if metrics is None else metrics.fell_back,
     )
     fit.check_default(registry.default, registry.cards())
     return registry
@@ -170,7 +176,9 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
     await ingestor.start()
     stack.push_async_callback(ingestor.stop)
-    for task in (registry.unload_idle(), _preload(registry)):
+    preloads = dict.fromkeys([registry.default.name, *(registry.card(name).name for name in settings.preload)])
+    loads = (_preload(registry, name) for name in preloads)
+    for task in (registry.unload_idle(), _follow_cards(settings, registry), *loads):
         stack.push_async_callback(_ended, asyncio.create_task(task))
     return Appliance(
         registry=registry,
@@ -190,25 +198,64 @@ async def _load_default(registry: Registry) -> None:
     log.info("default model ready", model=embedder.spec.name, engine=embedder.engine_label)
 
 
-async def _preload(registry: Registry, *, pause: float = 2.0) -> None:
-    """Load the default model, however often it takes: when missing files come, by whoever's pull; else ever less often.
+async def _preload(registry: Registry, name: str, *, pause: float = 2.0) -> None:
+    """Load a model, however often it takes: when missing files come, by whoever's pull; else ever less often.
 
     Args:
         registry: not closed before this ends.
+        name: of the model.
         pause: seconds between two looks for the files, and before the first new try.
     """
-    default, wait = registry.default, pause
-    while registry.trouble(default.name):
-        try:
-            await _load_default(registry)
-        except ApplianceError as error:
-            log.error("default model not loaded", model=default.name, error=error.message)  # noqa: TRY400  # no trace
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, 300)
-            with suppress(OSError):  # a folder that cannot be read: the next try tells it
-                while not await asyncio.to_thread(registry.present, default):
-                    await asyncio.sleep(pause)
-                    wait = pause
+    wait = pause
+    with suppress(ModelNotFound):  # the card was taken away
+        while registry.trouble(name):
+            try:
+                await registry.load(name)
+            except ModelNotFound:
+                raise
+            except ApplianceError as error:
+                log.error("model not loaded", model=name, error=error.message)  # noqa: TRY400  # no trace
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, 300)
+                with suppress(OSError):  # a folder that cannot be read: the next try tells it
+                    while not await asyncio.to_thread(registry.present, registry.card(name)):
+                        await asyncio.sleep(pause)
+                        wait = pause
+            else:
+                log.info("model ready", model=name)
+
+
+async def _follow_cards(settings: Settings, registry: Registry, *, pause: float = 2.0) -> None:
+    """Take over what changes in the owner's cards, for as long as the task runs. Cards that cannot be used change
+    nothing, and are told once.
+
+    Args:
+        settings: where the cards are.
+        registry: takes them.
+        pause: seconds between two looks.
+    """
+    seen = await asyncio.to_thread(_state, settings.cards)
+    while True:
+        await asyncio.sleep(pause)
+        state = await asyncio.to_thread(_state, settings.cards)
+        if state != seen:
+            seen = state
+            try:
+                registry.reload(await asyncio.to_thread(read_models, settings))
+            except ApplianceError as error:
+                log.error("cards not taken over", error=error.message)  # noqa: TRY400  # no trace
+            else:
+                log.info("cards taken over", models=len(registry.cards()))
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """What tells whether a card of the folder changed, came or went."""
+    state = []
+    for path in sorted(folder.glob("*.toml")):
+        with suppress(OSError):
+            about = path.stat()
+            state.append((path.name, about.st_mtime_ns, about.st_size))
+    return state
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,6 +12,7 @@ from appliance.embedding.reranker import Scores
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _STATM = Path("/proc/self/statm")
 
@@ -37,9 +38,15 @@ class Metrics:
         self._truncated = self._counter("truncated_inputs", "Inputs and pairs whose end was cut off.", "model")
         self._answers = self._counter("answers", "Calls answered, and what answered them.", "model", "engine")
         self._restarts = self._counter("engine_restarts", "NPU processes begun anew.", "model", "reason")
-        self._engine_seconds = self._histogram("engine_call_seconds", "One batch inside the engine.", "model")
+        self._embed_seconds = self._histogram("embed_seconds", "From a call's inputs to its vectors.", "model")
+        self._fallbacks = self._counter("fallbacks", "Calls that another model answered.", "model", "answered_by")
+        self._engine_seconds = self._histogram("engine_call_seconds", "One batch inside the engine.", "model", "engine")
+        self._padding = self._histogram(
+            "embed_padding_ratio", "Share of a batch that is padding.", "model", buckets=_SHARES
+        )
         self._batch = self._histogram("embed_batch_size", "Inputs of one batch.", "model", buckets=_INPUTS)
         self._search_seconds = self._histogram("search_seconds", "Stages of a search.", "stage")
+        self._search_results = self._histogram("search_results", "Matches of one search.", "mode", buckets=_INPUTS)
         self._ingested = self._counter("ingest_documents", "Documents that reached a state.", "state")
         self._gauges = {
             "queue_depth": self._gauge("queue_depth", "Inputs waiting for the engine."),
@@ -61,8 +68,9 @@ class Metrics:
         """A request was refused: `host`, `origin`, `key`, `body`, `slow` or `busy`."""
         self._rejected.labels(reason).inc()
 
-    def embedded(self, answer: Embeddings) -> None:
+    def embedded(self, answer: Embeddings, seconds: float) -> None:
         """An embedder answered a call."""
+        self._embed_seconds.labels(answer.model).observe(seconds)
         self._answers.labels(answer.model, answer.engine).inc()
         self._inputs.labels(answer.model).inc(len(answer.tokens))
         self._tokens.labels(answer.model).inc(sum(answer.tokens))
@@ -75,18 +83,24 @@ class Metrics:
         self._rerank_tokens.labels(answer.model).inc(sum(answer.tokens))
         self._truncated.labels(answer.model).inc(sum(answer.truncated))
 
-    def engine_called(self, model: str, inputs: int, seconds: float) -> None:
-        """An engine ran one batch."""
-        self._batch.labels(model).observe(inputs)
-        self._engine_seconds.labels(model).observe(seconds)
+    def fell_back(self, model: str, answered_by: str) -> None:
+        """A model was asked, and another one answered."""
+        self._fallbacks.labels(model, answered_by).inc()
+
+    def engine_called(self, model: str, engine: str, tokens: Sequence[int], seconds: float) -> None:
+        """An engine ran one batch, of inputs with so many tokens each."""
+        self._batch.labels(model).observe(len(tokens))
+        self._padding.labels(model).observe(1 - sum(tokens) / (len(tokens) * max(tokens)))
+        self._engine_seconds.labels(model, engine).observe(seconds)
 
     def engine_restarted(self, model: str, reason: str) -> None:
         """An NPU process was begun anew: `exit`, `failed`, `hang`, `load`, `memory`, or a signal's name."""
         self._restarts.labels(model, reason).inc()
 
-    def searched(self, stage: str, *, seconds: float) -> None:
-        """A search took this long; `stage` is `total`."""
-        self._search_seconds.labels(stage).observe(seconds)
+    def searched(self, mode: str, *, seconds: float, results: int) -> None:
+        """A search in this mode was answered."""
+        self._search_seconds.labels("total").observe(seconds)
+        self._search_results.labels(mode).observe(results)
 
     def ingested(self, state: str) -> None:
         """A document became `ready` or `failed`."""
@@ -113,8 +127,8 @@ class Metrics:
     def _gauge(self, name: str, told: str) -> Gauge:
         return Gauge(name, told, namespace="appliance", registry=self.registry)
 
-    def _histogram(self, name: str, told: str, label: str, *, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-        return Histogram(name, told, (label,), namespace="appliance", registry=self.registry, buckets=buckets)
+    def _histogram(self, name: str, told: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(name, told, labels, namespace="appliance", registry=self.registry, buckets=buckets)
 
 
 def resident_memory() -> float:

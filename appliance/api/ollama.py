@@ -16,13 +16,15 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from appliance.api.deps import ApplianceDep, RegistryDep, json_body, provenance, request_body
-from appliance.embedding.embedder import Embedder, Embeddings
+from appliance.embedding.embedder import Embeddings
 from appliance.embedding.fit import on_npu
+from appliance.embedding.names import OPENAI_NAMES
 from appliance.embedding.pull import Progress
-from appliance.embedding.registry import OPENAI_NAMES, Registry
+from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card
 from appliance.errors import (
     ApplianceError,
+    EngineError,
     EngineUnavailable,
     InvalidInput,
     ModelNotFound,
@@ -103,7 +105,14 @@ class ModelBody(BaseModel):
         return self.model or self.name or ""
 
 
-class EmbedBody(ModelBody):
+class LoadBody(ModelBody):
+    """A model to load, and how to use it."""
+
+    keep_alive: KeepAlive = None
+    options: Options = None
+
+
+class EmbedBody(LoadBody):
     """What to embed."""
 
     input: Annotated[
@@ -111,16 +120,12 @@ class EmbedBody(ModelBody):
     ] = None
     truncate: bool | None = None
     dimensions: int | None = Field(default=None, strict=True)
-    keep_alive: KeepAlive = None
-    options: Options = None
 
 
-class PromptBody(ModelBody):
+class PromptBody(LoadBody):
     """One text."""
 
     prompt: str | None = None
-    keep_alive: KeepAlive = None
-    options: Options = None
 
 
 class PullBody(ModelBody):
@@ -149,14 +154,13 @@ async def embed(registry: RegistryDep, body: Annotated[EmbedBody, Depends(json_b
     start = perf_counter_ns()
     _check_name(body.asked)
     texts = _texts(body.input)
-    embedder = await _loaded(registry, body.asked, body.keep_alive)
+    await _load(registry, body)
     ready = perf_counter_ns()
     if not texts:
         return _json({"model": body.asked, "embeddings": []})
-    dimensions = body.dimensions if body.dimensions and 0 < body.dimensions < embedder.spec.dimensions else None
-    result = await _embedded(
-        embedder, texts, options=body.options, dimensions=dimensions, truncate=body.truncate is not False
-    )
+    native = registry.resolve(body.asked).dimensions
+    dimensions = body.dimensions if body.dimensions and 0 < body.dimensions < native else None
+    result = await _embedded(registry, body, texts, dimensions=dimensions, truncate=body.truncate is not False)
     return _json(
         {
             "model": body.asked,
@@ -175,10 +179,10 @@ async def embeddings(registry: RegistryDep, body: Annotated[PromptBody, Depends(
     whatever length its runner gave: cosines agree, dot products do not.
     """
     _check_asked(body.asked)
-    embedder = await _loaded(registry, body.asked, body.keep_alive)
+    await _load(registry, body)
     if not body.prompt:
         return _json({"embedding": []})
-    result = await _embedded(embedder, [body.prompt], options=body.options)
+    result = await _embedded(registry, body, [body.prompt])
     return _json({"embedding": np.ascontiguousarray(result.vectors[0])}, result)
 
 
@@ -302,9 +306,14 @@ def _texts(given: Any) -> list[str]:
     return texts
 
 
-async def _loaded(registry: Registry, name: str, keep_alive: float | None) -> Embedder:
-    with _to_pull(registry, name):
-        return await registry.get(name, keep_alive=keep_alive)
+async def _load(registry: Registry, body: LoadBody) -> None:
+    """Load a model that embeds; one that cannot be had is no error where another answers for it."""
+    try:
+        with _to_pull(registry, body.asked):
+            await registry.get(body.asked, keep_alive=body.keep_alive)
+    except EngineError:
+        if not registry.use_fallback:
+            raise
 
 
 @contextmanager
@@ -319,16 +328,26 @@ def _to_pull(registry: Registry, name: str) -> Iterator[None]:
 
 
 async def _embedded(
-    embedder: Embedder, texts: list[str], *, options: Any, dimensions: int | None = None, truncate: bool = True
+    registry: Registry, body: LoadBody, texts: list[str], *, dimensions: int | None = None, truncate: bool = True
 ) -> Embeddings:
     """Embed within `options.num_ctx` tokens each, as far as the model's own limit lets."""
+    return await registry.embed(
+        body.asked,
+        texts,
+        dimensions=dimensions,
+        truncate=truncate,
+        max_tokens=_num_ctx(body.options),
+        keep_alive=body.keep_alive,
+    )
+
+
+def _num_ctx(options: Any) -> int | None:
     num_ctx = options.get("num_ctx") if isinstance(options, dict) else None
     if isinstance(num_ctx, bool) or not isinstance(num_ctx, int | float) or num_ctx < 0:
-        return await embedder.embed(texts, dimensions=dimensions, truncate=truncate)
+        return None
     if num_ctx < 1:
         raise InvalidInput("input exceeds maximum context length and cannot be truncated further", param="options")
-    limit = int(min(num_ctx, embedder.max_tokens))
-    return await embedder.embed(texts, dimensions=dimensions, truncate=truncate, max_tokens=limit)
+    return int(min(num_ctx, 2**31))
 
 
 def _known(registry: Registry, name: str) -> Card:

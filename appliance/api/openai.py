@@ -119,12 +119,11 @@ async def embeddings(
     kind = _kind(body.input_type)
     inputs = await _texts(_items(body.input, strict=appliance.strict_openai), token_ids=appliance.token_ids)
     try:
-        embedder = await appliance.registry.get(body.model)
+        result = await appliance.registry.embed(
+            body.model, inputs, kind=kind, dimensions=body.dimensions or None, truncate=body.truncate is not False
+        )
     except ModelNotFound as error:
         raise _no_model(body.model) from error
-    result = await embedder.embed(
-        inputs, kind=kind, dimensions=body.dimensions or None, truncate=body.truncate is not False
-    )
     return _answer(result, model=body.model, as_base64=as_base64)
 
 

@@ -172,7 +172,7 @@ async def _search(
             reranker=served,
         )
     seconds = perf_counter() - start
-    appliance.metrics.searched("total", seconds=seconds)
+    appliance.metrics.searched(mode, seconds=seconds, results=len(found))
     return SearchAnswer(
         collection=collection,
         mode=mode,

@@ -154,7 +154,7 @@ class Batcher(Generic[T, R]):
         size: what an item costs, in tokens; a batch costs its largest item times its length.
         budget: cost of a full batch. A larger item runs alone.
         max_waiting: interactive submissions that may wait at once; one more raises Overloaded.
-        observe: told the items and seconds of every call of `run`; from the lanes' threads.
+        observe: told the sizes of the items, and the seconds, of every call of `run`; from the lanes' threads.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Batcher(Generic[T, R]):
         budget: int,
         lanes: int = 1,
         max_waiting: int = 512,
-        observe: Callable[[int, float], None] | None = None,
+        observe: Callable[[Sequence[int], float], None] | None = None,
     ) -> None:
         self._run = run
         self._size = size
@@ -258,7 +258,7 @@ class Batcher(Generic[T, R]):
 
     def _serve(self, batch: list[_Item[T, R]]) -> None:
         try:
-            results = self._timed([item.value for item in batch])
+            results = self._timed(batch)
         except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to the caller
             if len(batch) > 1:
                 for item in batch:
@@ -269,13 +269,13 @@ class Batcher(Generic[T, R]):
         else:
             self._settle(batch, results)
 
-    def _timed(self, values: list[T]) -> Sequence[R]:
+    def _timed(self, batch: list[_Item[T, R]]) -> Sequence[R]:
         start = perf_counter()
-        results = self._run(values)
+        results = self._run([item.value for item in batch])
         if self._observe is not None:
-            self._observe(len(values), perf_counter() - start)
-        if len(results) != len(values):
-            raise EngineFailed(f"the engine answered {len(results)} results for {len(values)} inputs")
+            self._observe([item.size for item in batch], perf_counter() - start)
+        if len(results) != len(batch):
+            raise EngineFailed(f"the engine answered {len(results)} results for {len(batch)} inputs")
         return results
 
     def _settle(self, batch: list[_Item[T, R]], results: Sequence[R]) -> None:

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from time import perf_counter
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -83,8 +84,8 @@ class Embedder(Serving[_Row]):
         max_waiting: requests that may wait for the engine before one is refused.
         cache: remembers what interactive callers were answered; shared by embedders.
         identity: tells what the model's vectors depend on besides the card: hashes of its files.
-        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
-        on_embed: told every answer; on the event loop.
+        on_batch: told the tokens of each input, and the seconds, of every engine call; from the engine's threads.
+        on_embed: told every answer, and the seconds it took; on the event loop.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Embedder(Serving[_Row]):
         max_waiting: int = 512,
         cache: EmbeddingCache | None = None,
         identity: str = "",
-        on_batch: Callable[[int, float], None] | None = None,
-        on_embed: Callable[[Embeddings], None] | None = None,
+        on_batch: Callable[[Sequence[int], float], None] | None = None,
+        on_embed: Callable[[Embeddings, float], None] | None = None,
     ) -> None:
         self._remote = engine if isinstance(engine, RemoteEngine) else None
         self._local = None if isinstance(engine, RemoteEngine) else engine
@@ -109,6 +110,7 @@ class Embedder(Serving[_Row]):
         self.fingerprint = _fingerprint(spec, self.engine_label, identity)
         """What vectors of this model are remembered under: equal for equal vectors only."""
         self._max_waiting = max_waiting
+        self._on_batch = on_batch
         self._cache = cache
         self._spans = engine.spans
         self._on_embed = on_embed
@@ -210,6 +212,7 @@ class Embedder(Serving[_Row]):
         max_tokens: int | None,
         background: bool,
     ) -> Embeddings:
+        start = perf_counter()
         native = self.spec.dimensions
         wanted = native if dimensions is None else dimensions
         if not self.spec.min_dimensions <= wanted <= native:
@@ -254,7 +257,7 @@ class Embedder(Serving[_Row]):
             tuple(entry.truncated for entry in entries),
         )
         if self._on_embed is not None:
-            self._on_embed(result)
+            self._on_embed(result, perf_counter() - start)
         return result
 
     async def _computed(
@@ -264,7 +267,10 @@ class Embedder(Serving[_Row]):
         entries: list[Entry] = []
         if self._remote is not None:
             texts = [each for each in inputs if not isinstance(each, Image)]  # all of them: it takes no images
+            start = perf_counter()
             encoded = await self._remote.encode(texts, truncate=truncate, max_tokens=max_tokens)
+            if self._on_batch is not None:
+                self._on_batch([1] * len(texts), perf_counter() - start)  # nothing is padded
             vectors = self._finished(encoded.vectors, dimensions) if texts else encoded.vectors
             return [Entry(*each) for each in zip(vectors, encoded.tokens, encoded.truncated, strict=True)]
         size = _IMAGES if any(isinstance(each, Image) for each in inputs) else SLICE

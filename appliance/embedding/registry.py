@@ -1,30 +1,36 @@
 """Names and aliases to embedders and rerankers: loaded on first use, kept for as long as asked, unloaded when idle."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from math import ceil
 from time import monotonic
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from appliance.embedding.breaker import Breaker
 from appliance.embedding.embedder import Embedder, Embeddings
-from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
+from appliance.embedding.engine import EmbeddingEngine, Image, Input, RemoteEngine, RerankEngine
 from appliance.embedding.fit import Fit, on_npu
+from appliance.embedding.names import Names
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
 from appliance.embedding.reranker import Reranker, Scores
+from appliance.embedding.room import make_room, memory
 from appliance.embedding.serving import Serving
 from appliance.embedding.slot import Slot
-from appliance.embedding.spec import Card, HasFiles, ModelSpec, RerankerSpec, RkllmSpec, check_spaces, plain
+from appliance.embedding.spec import Card, HasFiles, Kind, ModelSpec, RemoteSpec, RerankerSpec, RkllmSpec
 from appliance.errors import (
     Conflict,
+    EngineError,
     EngineFailed,
     EngineUnavailable,
     InvalidInput,
-    ModelMismatch,
     ModelNotFound,
+    Overloaded,
     UpstreamFailed,
 )
 
@@ -36,10 +42,6 @@ _PATIENCE = 10.0
 
 _REST = 30.0
 """Seconds that a model of the NPU which cannot be loaded is not tried again, where another one stands in for it."""
-
-OPENAI_NAMES = ("text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002")
-"""Names that programs ask for unasked: each stands for the default model."""
-
 
 S = TypeVar("S", bound=Serving[Any])
 
@@ -58,25 +60,30 @@ class Registry:
     """Every model that the appliance knows. Belongs to one event loop.
 
     Args:
-        cards: names unique without regard to case. Several may have one alias: it stands for the one that suits this
-            machine best, and of equals for the first whose files are here.
-        default: name or alias of the model that OpenAI's names stand for.
+        cards: as `Names` takes them, and so `default`, `reranker`, `aliases` and `fallback`.
+        default: name or alias of the model where a request names none.
         files: where model files are.
         open_engine: blocking; called on a thread of its own, once for a model that is not loaded.
         open_reranker: the same for a reranker's card.
+        has_secret: whether there is a secret of this name, which the card of a remote model asks for.
         reranker: name or alias of the model that reranks where a request names none; empty for the first one whose
             files are here.
+        aliases: more names for models.
+        fallback: names of models that answer for one that fails, where that is wanted.
+        use_fallback: whether it is wanted by callers of `embed` who do not say.
         fit: which cards suit this machine.
         keep_alive: seconds a model stays after its last use; negative for ever.
+        memory: bytes that loaded models may take, as far as their files tell it; 0 for no limit.
         max_waiting: requests that may wait for one model.
-        on_batch: told model, inputs and seconds of every engine call; from the engines' threads.
-        on_embed: told every answer of an embedder; on the event loop.
+        cache: remembers what was embedded.
+        on_batch: told model, engine, the tokens of each input, and the seconds, of every engine call; from the engines'
+            threads.
+        on_embed: told every answer of an embedder, and the seconds it took; on the event loop.
         on_rerank: told every answer of a reranker; on the event loop.
+        on_fallback: told the model that was asked and the one that answered for it; on the event loop.
 
     Raises:
-        ModelNotFound: no card for `default`, or for `reranker`.
-        InvalidInput: two cards of one name, or of one space and unequal dimensions; or `default` does not embed, or
-            `reranker` does not rerank.
+        ModelNotFound, InvalidInput: as `Names`.
     """
 
     def __init__(
@@ -87,62 +94,75 @@ class Registry:
         files: ModelFiles,
         open_engine: Callable[[ModelSpec], EmbeddingEngine | RemoteEngine],
         open_reranker: Callable[[RerankerSpec], RerankEngine],
+        has_secret: Callable[[str], bool] = lambda _: False,
         reranker: str = "",
+        aliases: Mapping[str, str] | None = None,
+        fallback: Sequence[str] = (),
+        use_fallback: bool = False,
         fit: Fit | None = None,
         keep_alive: float = -1,
+        memory: int = 0,
         max_waiting: int = 512,
-        on_batch: Callable[[str, int, float], None] | None = None,
-        on_embed: Callable[[Embeddings], None] | None = None,
+        on_batch: Callable[[str, str, Sequence[int], float], None] | None = None,
+        on_embed: Callable[[Embeddings, float], None] | None = None,
         on_rerank: Callable[[Scores], None] | None = None,
+        on_fallback: Callable[[str, str], None] = lambda _asked, _answered: None,
     ) -> None:
         self._files = files
         self._open_engine = open_engine
         self._open_reranker = open_reranker
+        self._has_secret = has_secret
         self._fit = fit or Fit()
+        self.use_fallback = use_fallback
+        """Whether callers of `embed` who do not say want a fallback."""
         self._keep_alive = keep_alive
+        self._memory = memory
         self._max_waiting = max_waiting
         self._on_batch = on_batch
         self._on_embed = on_embed
         self._on_rerank = on_rerank
-        self._cards: dict[str, Card] = {}
+        self._on_fallback = on_fallback
+        self._closed = False
+        self._named = partial(
+            Names,
+            default=default,
+            reranker=reranker,
+            aliases=aliases,
+            fallback=fallback,
+            fit=self._fit,
+            present=self.present,
+        )
+        self._names = self._named(cards)
         self._embedders: dict[str, Slot[Embedder]] = {}
         self._rerankers: dict[str, Slot[Reranker]] = {}
+        self._making_room = asyncio.Lock()
+        self._retired: list[Slot[Embedder] | Slot[Reranker]] = []
         self._pulls: dict[str, SharedPull] = {}
-        self._closed = False
-        for card in cards:
-            if card.name in self._cards:
-                raise InvalidInput(f"two cards are named {card.name!r}")
-            self._cards[card.name] = card
-            if card.task == "rerank":
-                make = partial(self._opened_reranker, card)
-                self._rerankers[card.name] = Slot(card.name, make, keep_alive=keep_alive)
-            else:
-                self._embedders[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=keep_alive)
-        self._slots: Mapping[str, Slot[Embedder] | Slot[Reranker]] = {**self._embedders, **self._rerankers}
-        check_spaces(self._cards.values())
-        self._aliases: dict[str, list[Card]] = {}
-        for card in self._cards.values():
-            for alias in card.aliases:
-                self._aliases.setdefault(alias.lower(), []).append(card)
-        self.default = self.resolve(default)
-        for name in OPENAI_NAMES:
-            self._aliases.setdefault(name, [self.default])
+        self._breakers: dict[str, Breaker] = {}
+        for card in self._names.by_name.values():
+            self._add(card)
         self._resting: dict[str, float] = {}  # until when a model of the NPU is not tried
         self._replaced: dict[str, float] = {}  # what of this was logged
-        self._default_reranker = self.resolve_reranker(reranker) if reranker else None
         self.needed: Callable[[Card], bool] = lambda _: False
         """Whether something kept depends on the model, so that its files stay."""
 
+    @property
+    def default(self) -> ModelSpec:
+        """The model where a request names none."""
+        return self._names.default
+
     def cards(self) -> list[Card]:
         """Every card, the default first."""
-        return [self.default, *(card for card in self._cards.values() if card is not self.default)]
+        return self._names.all()
 
     def installed(self) -> list[Card]:
         """The cards whose files are here, the default first."""
         return [card for card in self.cards() if self.present(card)]
 
     def present(self, spec: Card) -> bool:
-        """Whether the model's files are here. Cheap; any thread."""
+        """Whether the model's files are here, or the key to the server that runs it. Cheap; any thread."""
+        if isinstance(spec, RemoteSpec):
+            return not spec.key or self._has_secret(spec.key)
         return self._files.present(spec)
 
     def modified(self, spec: Card) -> datetime | None:
@@ -154,45 +174,16 @@ class Registry:
         return self._files.size(spec)
 
     def aliases(self) -> Mapping[str, str]:
-        """Lower-case alias to the name of the card that it stands for now."""
-        return {alias: self._fit.preferred(cards, self.present).name for alias, cards in self._aliases.items()}
+        """As `Names.aliases`."""
+        return self._names.aliases()
 
     def resolve(self, name: str) -> ModelSpec:
-        """The card to embed with, of a name or alias as for `card`.
-
-        Raises:
-            ModelNotFound: none has it.
-            InvalidInput: the card is of a model that does not embed.
-        """
-        card = self.card(name)
-        if card.task == "rerank":
-            raise InvalidInput(f'"{name}" does not support embeddings', param="model")
-        return card
-
-    def resolve_reranker(self, name: str) -> RerankerSpec:
-        """The card to rerank with, of a name or alias as for `card`.
-
-        Raises:
-            ModelNotFound: none has it.
-            InvalidInput: the card is of a model that does not rerank.
-        """
-        card = self.card(name)
-        if card.task != "rerank":
-            raise InvalidInput(f'"{name}" does not support reranking', param="model")
-        return card
+        """As `Names.resolve`."""
+        return self._names.resolve(name)
 
     def card(self, name: str) -> Card:
-        """The card of a name or alias, in any case, with or without `:latest`.
-
-        Raises:
-            ModelNotFound: none has it.
-        """
-        wanted = plain(name)
-        if cards := self._aliases.get(wanted):
-            return self._fit.preferred(cards, self.present)
-        if card := self._cards.get(wanted):
-            return card
-        raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name)
+        """As `Names.card`."""
+        return self._names.card(name)
 
     def within(self, space: str, made_with: str, *, asked: str | None = None) -> ModelSpec:
         """The card to embed with where vectors of `space` are wanted.
@@ -207,30 +198,66 @@ class Registry:
             ModelNotFound: no model is called `asked`.
             ModelMismatch: `asked` is of another space, or `made_with` is, and nothing here is of the space.
         """
-        if asked is not None:
-            spec = self.resolve(asked)
-            if spec.space == space:
-                return spec
-            raise ModelMismatch(
-                f"the collection holds vectors of {space!r}, {spec.name!r} gives vectors of {spec.space!r}:"
-                f" use {made_with!r}, or make a collection for {spec.name!r} and add the documents to it"
-            )
-        kin = [card for card in self.cards() if card.task == "embed" and card.space == space]
-        kin.sort(key=lambda card: (not self._fit.suits(card), card.name != made_with))
-        for card in kin:
-            if self._embedders[card.name].serving is not None or self.present(card):
-                return card
-        if kin and kin[0].name == made_with:
-            return kin[0]
-        raise ModelMismatch(
-            f"the collection holds vectors of {space!r} made with {made_with!r}, and no model here gives such vectors:"
-            f" bring the card of {made_with!r} back, or make a new collection and add the documents to it"
-        )
+        return self._names.within(space, made_with, loaded=self._is_loaded, asked=asked)
+
+    async def embed(
+        self,
+        name: str,
+        inputs: Sequence[Input],
+        *,
+        kind: Kind = "document",
+        dimensions: int | None = None,
+        truncate: bool = True,
+        max_tokens: int | None = None,
+        use_fallback: bool | Sequence[str] | None = None,
+        keep_alive: float | None = None,
+    ) -> Embeddings:
+        """Embed with a model or, where that is wanted and it fails, with the first of its fallback chain that answers.
+
+        Vectors of the chain may be of another space than the model's: the answer names who gave them. A model that
+        failed several times in a row is left alone for a while. Token ids mean nothing to another model, so with them
+        there is no fallback.
+
+        Args:
+            name: name or alias; empty for the default model.
+            inputs: as `Embedder.embed` takes them, and so `kind`, `dimensions`, `truncate` and `max_tokens`.
+            kind: chooses the prefix.
+            dimensions: shorten to this many. Of the chain, only models that can do so answer.
+            truncate: cut a longer input, or refuse it.
+            max_tokens: a tighter limit than the model's own.
+            use_fallback: whether to fall back; names of models to fall back on; None for what the settings say.
+            keep_alive: as for `get`.
+
+        Raises:
+            ModelNotFound: no such model, or a name in `use_fallback` is of none.
+            InvalidInput: as `Embedder.embed`, or a chain that names a model twice or one that does not embed.
+            Overloaded, EngineError: as `get` and `Embedder.embed` of the model itself, when nobody answered.
+        """
+        spec = self.resolve(name) if name else self.default
+        options: dict[str, Any] = {
+            "kind": kind,
+            "dimensions": dimensions,
+            "truncate": truncate,
+            "max_tokens": max_tokens,
+        }
+        chain = self._chain(spec, wanted=use_fallback)
+        if any(not isinstance(each, str | Image) for each in inputs):
+            chain = []
+        try:
+            return await self._asked(spec, inputs, options, keep_alive=keep_alive, guarded=bool(chain))
+        except (EngineError, Overloaded) as error:
+            for card in chain:
+                with suppress(EngineError, Overloaded, InvalidInput):
+                    answer = await self._asked(card, inputs, options, keep_alive=keep_alive, guarded=True)
+                    log.warning("fell back", model=spec.name, to=answer.model, reason=error.message)
+                    self._on_fallback(spec.name, answer.model)
+                    return answer
+            raise
 
     async def get(self, name: str, *, keep_alive: float | None = None) -> Embedder:
         """The embedder of a model, loaded once however many ask for it at the same time.
 
-        While the NPU cannot be had, an installed model of the same space stands in for one on it, if it may.
+        While the NPU or a server cannot be had, an installed one of the same space stands in, if it may.
 
         A caller may hold on to it: unloaded meanwhile, it has the model loaded again when it is next asked to embed.
         A caller that leaves does not end the load.
@@ -278,14 +305,15 @@ class Registry:
             await self.get(name, keep_alive=keep_alive)
 
     def loaded(self) -> list[Loaded]:
-        """The models in memory."""
+        """The models in the memory of this machine."""
+        remote = {card.name for card in self._names.by_name.values() if isinstance(card, RemoteSpec)}
         now, wall = monotonic(), datetime.now(UTC)
         result = []
-        for name, slot in self._slots.items():
-            if slot.serving is not None:
+        for name, slot in self._slots().items():
+            if slot.serving is not None and name not in remote:
                 expires = slot.expires()
                 until = None if expires is None else wall + timedelta(seconds=max(expires - now, 0))
-                result.append(Loaded(self._cards[name], until, slot.serving.engine_label))
+                result.append(Loaded(self._names.by_name[name], until, slot.serving.engine_label))
         return result
 
     def trouble(self, name: str) -> str:
@@ -298,12 +326,12 @@ class Registry:
         spec = self.card(name)
         if any(self._embedders[card.name].serving for card in self._stand_ins(spec)):
             return ""
-        slot = self._slots[spec.name]
+        slot = self._slots()[spec.name]
         return slot.trouble or (slot.serving.trouble if slot.serving is not None else "")
 
     def waiting(self) -> int:
         """Interactive requests that wait for any engine or run."""
-        return sum(slot.serving.waiting for slot in self._slots.values() if slot.serving is not None)
+        return sum(slot.serving.waiting for slot in self._slots().values() if slot.serving is not None)
 
     async def unload(self, name: str) -> None:
         """Unload a model and what stands in for it: now, or when it is loaded and its calls have ended.
@@ -313,11 +341,36 @@ class Registry:
         """
         spec = self.card(name)
         cards = [spec, *self._stand_ins(spec)] if self._rests(spec) else [spec]
-        for slot in (self._slots[card.name] for card in cards):
+        for slot in (self._slots()[card.name] for card in cards):
             slot.keep_alive = 0
             if slot.idle:
                 slot.empty()
                 await slot.settled()
+
+    def reload(self, cards: Iterable[Card]) -> None:
+        """Take these cards in place of those there are. A model whose card changed or went is unloaded: calls under way
+        end well, and who holds it is served by its new card, if that gives vectors of the same space.
+
+        Raises:
+            ModelNotFound, InvalidInput: as of `Names`, or as of `Fit.check_default`; nothing has changed then.
+        """
+        names = self._named(cards)
+        self._fit.check_default(names.default, names.all())
+        before, self._names = self._names, names
+        self._retired = [slot for slot in self._retired if slot.occupied]
+        for name, card in before.by_name.items():
+            if names.by_name.get(name) != card:
+                self._breakers.pop(name, None)
+                self._resting.pop(name, None)
+                if card.task == "embed":
+                    self._retired.append(embedder := self._embedders.pop(name))
+                    embedder.retire(partial(self._moved_embedder, card))
+                else:
+                    self._retired.append(reranker := self._rerankers.pop(name))
+                    reranker.retire(partial(self.reranker, name))
+        for name, card in names.by_name.items():
+            if name not in self._slots():
+                self._add(card)
 
     async def pull(self, name: str) -> AsyncIterator[Progress]:
         """Fetch a model's files, telling how far it is.
@@ -351,14 +404,14 @@ class Registry:
             raise ModelNotFound(f"model '{name}' not found", name=name)
         if spec is self.default:
             raise Conflict(f"{spec.name} is the default model; choose another default before deleting it")
-        if spec is self._default_reranker:
+        if spec is self._names.reranker:
             raise Conflict(f"{spec.name} is the reranker of the settings; choose another one before deleting it")
         if await asyncio.to_thread(self.needed, spec):
             raise Conflict(f"a collection was made with {spec.name}; delete the collection first")
         if isinstance(spec, HasFiles) and spec.own:
             raise Conflict(f"the files of {spec.name} were put here by hand; remove them by hand")
         others = [card for card in self.cards() if card is not spec]
-        slot = self._slots[spec.name]
+        slot = self._slots()[spec.name]
         slot.keep_alive = 0  # should this caller leave halfway
         await asyncio.to_thread(self._files.remove, spec, keep=others)
         if self.present(spec):
@@ -370,7 +423,7 @@ class Registry:
         """Unload models whose time is over, for as long as the task runs."""
         while True:
             await asyncio.sleep(_TICK)
-            for slot in self._slots.values():
+            for slot in self._slots().values():
                 expires = slot.expires()
                 if slot.idle and expires is not None and expires <= monotonic():
                     slot.empty()
@@ -378,7 +431,8 @@ class Registry:
     async def close(self) -> None:
         """End pulls and unload every model, whatever waits for it. Nothing is loaded or pulled afterwards."""
         self._closed = True
-        ends = [*(pull.close() for pull in self._pulls.values()), *(slot.close() for slot in self._slots.values())]
+        slots = [*self._slots().values(), *self._retired]
+        ends = [*(pull.close() for pull in self._pulls.values()), *(slot.close() for slot in slots)]
         await asyncio.wait([asyncio.create_task(end) for end in ends], timeout=_PATIENCE)
 
     async def _had(self, spec: Card, slot: Slot[S]) -> S:
@@ -387,6 +441,8 @@ class Registry:
             raise EngineUnavailable(f"{spec.name} runs on the NPU, which is not used: the setting engine is cpu")
         if self._rests(spec):
             raise EngineUnavailable(slot.trouble or f"{spec.name} did not answer a moment ago")
+        async with self._making_room:
+            await self._make_room(spec, slot)
         try:
             return await slot.get()
         except EngineUnavailable:
@@ -400,8 +456,10 @@ class Registry:
         if on_npu(spec) and self.present(spec):
             self._resting[spec.name] = monotonic() + _REST
 
-    async def _stand_in(self, spec: ModelSpec, error: EngineUnavailable) -> Embedder:
-        """Another embedder of the same space, while the NPU is not to be had; `error` is raised where there is none."""
+    async def _stand_in(self, spec: ModelSpec, error: EngineError) -> Embedder:
+        """Another embedder of the same space, while the NPU or a server is not to be had; `error` is raised where there
+        is none.
+        """
         for card in () if self._closed else self._stand_ins(spec):
             slot = self._embedders[card.name]
             slot.keep_alive = self._embedders[spec.name].keep_alive
@@ -414,22 +472,87 @@ class Registry:
             until = self._resting.get(spec.name, 0.0)
             if self._replaced.get(spec.name) != until:
                 self._replaced[spec.name] = until
-                log.warning("npu model replaced", model=spec.name, by=card.name, reason=error.message)
+                log.warning("model replaced", model=spec.name, by=card.name, reason=error.message)
             return embedder
         raise error
 
     def _stand_ins(self, spec: Card) -> Iterator[ModelSpec]:
-        """Installed models with the space of one on the NPU, if they may stand in for it."""
-        if isinstance(spec, RkllmSpec) and not self._fit.insists(spec):
+        """Installed models with the space of one on the NPU or a server, if they may stand in for it."""
+        if isinstance(spec, RkllmSpec | RemoteSpec) and not self._fit.insists(spec):
             for card in self._fit.ordered([card for card in self.cards() if card.task == "embed"]):
                 if card.space == spec.space and card is not spec and self._fit.suits(card) and self.present(card):
                     yield card
 
+    def _chain(self, spec: ModelSpec, *, wanted: bool | Sequence[str] | None) -> list[ModelSpec]:
+        if wanted is None:
+            wanted = self.use_fallback
+        if isinstance(wanted, bool):
+            return self._names.chain(spec) if wanted else []
+        return self._names.asked_chain(spec, wanted)
+
+    async def _asked(
+        self,
+        spec: ModelSpec,
+        inputs: Sequence[Input],
+        options: dict[str, Any],
+        *,
+        keep_alive: float | None,
+        guarded: bool,
+    ) -> Embeddings:
+        """What one model answers. Guarded, a model that failed several times in a row is not asked for a while."""
+        breaker = self._breakers.setdefault(spec.name, Breaker())
+        if guarded and not breaker.allows():
+            raise EngineUnavailable(
+                f"{spec.name} failed several times and is left alone for now", retry_after=ceil(breaker.retry_after)
+            )
+        try:
+            answer = await (await self.get(spec.name, keep_alive=keep_alive)).embed(inputs, **options)
+        except EngineError as error:
+            breaker.failed(error.retry_after if isinstance(error, EngineUnavailable) else None)
+            raise
+        breaker.succeeded()
+        return answer
+
+    async def _moved_embedder(self, before: ModelSpec) -> Embedder:
+        """Who answers for a model whose card is another one now."""
+        spec = self._names.by_name.get(before.name)
+        if (
+            spec is None
+            or spec.task != before.task
+            or (spec.space, spec.dimensions) != (before.space, before.dimensions)
+        ):
+            raise EngineUnavailable(f"the model {before.name} is another one now: ask again")
+        return await self.get(before.name)
+
+    def _is_loaded(self, card: Card) -> bool:
+        return self._slots()[card.name].serving is not None
+
+    def _slots(self) -> Mapping[str, Slot[Embedder] | Slot[Reranker]]:
+        return {**self._embedders, **self._rerankers}
+
+    def _add(self, card: Card) -> None:
+        if card.task == "rerank":
+            make = partial(self._opened_reranker, card)
+            self._rerankers[card.name] = Slot(card.name, make, keep_alive=self._keep_alive)
+        else:
+            self._embedders[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=self._keep_alive)
+
+    async def _make_room(self, spec: Card, slot: Slot[Any]) -> None:
+        if self._memory and not slot.occupied and (need := memory(spec, self.size(spec))):
+            cards = self._names.by_name
+            await make_room(
+                spec.name,
+                need,
+                limit=self._memory,
+                slots={name: each for name, each in self._slots().items() if each.occupied},
+                costs={name: memory(cards[name], self.size(cards[name])) for name in self._slots()},
+            )
+
     def _reranker_card(self, name: str | None) -> RerankerSpec:
         if name is not None:
-            return self.resolve_reranker(name)
-        if self._default_reranker is not None:
-            return self._default_reranker
+            return self._names.resolve_reranker(name)
+        if self._names.reranker is not None:
+            return self._names.reranker
         cards = [card for card in self._fit.ordered(self.cards()) if card.task == "rerank"]
         for card in cards:
             if self.present(card) and self._fit.allows(card) and not self._rests(card):
@@ -444,7 +567,7 @@ class Registry:
             spec,
             self._open_reranker(spec),
             max_waiting=self._max_waiting,
-            on_batch=self._on_batch and partial(self._on_batch, spec.name),
+            on_batch=self._on_batch and partial(self._on_batch, spec.name, spec.engine),
             on_rerank=self._on_rerank,
         )
 
@@ -454,7 +577,7 @@ class Registry:
             spec,
             self._open_engine(spec),
             max_waiting=self._max_waiting,
-            on_batch=self._on_batch and partial(self._on_batch, spec.name),
+            on_batch=self._on_batch and partial(self._on_batch, spec.name, spec.engine),
             on_embed=self._on_embed,
         )
         embedder.stand_in = partial(self._stand_in, spec)

@@ -45,7 +45,7 @@ class Reranker(Serving[np.float32]):
         spec: the card.
         engine: open, and not shared.
         max_waiting: requests that may wait for the engine before one is refused.
-        on_batch: told the pairs and seconds of every engine call; from the engine's threads.
+        on_batch: told the tokens of each pair, and the seconds, of every engine call; from the engine's threads.
         on_rerank: told every answer; on the event loop.
     """
 
@@ -55,7 +55,7 @@ class Reranker(Serving[np.float32]):
         engine: RerankEngine,
         *,
         max_waiting: int = 512,
-        on_batch: Callable[[int, float], None] | None = None,
+        on_batch: Callable[[Sequence[int], float], None] | None = None,
         on_rerank: Callable[[Scores], None] | None = None,
     ) -> None:
         batcher = batched(engine, lambda prompts: list(engine.run(prompts)), max_waiting=max_waiting, on_batch=on_batch)

@@ -8,7 +8,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 from appliance.embedding.batcher import Batcher
 from appliance.embedding.engine import Prompt
-from appliance.errors import EngineUnavailable
+from appliance.errors import EngineError, EngineUnavailable, UpstreamFailed
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def batched(
     run: Callable[[Sequence[Prompt]], list[R]],
     *,
     max_waiting: int,
-    on_batch: Callable[[int, float], None] | None,
+    on_batch: Callable[[Sequence[int], float], None] | None,
 ) -> Batcher[Prompt, R]:
     """What takes prompts to the engine, from many callers.
 
@@ -52,7 +52,7 @@ def batched(
         engine: open.
         run: has the engine run a batch.
         max_waiting: requests that may wait for the engine before one is refused.
-        on_batch: told the inputs and seconds of every engine call; from the engine's threads.
+        on_batch: told the tokens of each input, and the seconds, of every engine call; from the engine's threads.
     """
     return Batcher(
         run,
@@ -83,7 +83,7 @@ class Serving(ABC, Generic[R]):
         self.last_used = monotonic()
         self.successor: Callable[[], Awaitable[Self]] | None = None
         """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
-        self.stand_in: Callable[[EngineUnavailable], Awaitable[Self]] | None = None
+        self.stand_in: Callable[[EngineError], Awaitable[Self]] | None = None
         """Who answers while the engine cannot be had; raises the error it is given where there is nobody."""
 
     @property
@@ -116,7 +116,7 @@ class Serving(ABC, Generic[R]):
             return await ask(await self.successor())
         try:
             answer = await run()
-        except EngineUnavailable as error:
+        except (EngineUnavailable, UpstreamFailed) as error:
             if self.successor is not None:
                 raise
             self.trouble = error.message

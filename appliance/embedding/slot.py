@@ -1,7 +1,7 @@
 """One model's place in memory: loaded once for all who ask, and unloaded under nobody's feet."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
@@ -45,6 +45,7 @@ class Slot(Generic[S]):
         self._change: asyncio.Task[None] | None = None
         self._awaited = 0
         self._closed = False
+        self._moved: Callable[[], Awaitable[S]] | None = None
 
     def expires(self) -> float | None:
         """When the model's time is over, on the monotonic clock; None for never."""
@@ -57,6 +58,11 @@ class Slot(Generic[S]):
         """Whether there is a model that no call is under way on, and that no caller of `get` is just about to use."""
         return self.serving is not None and not self.serving.busy and not self._awaited
 
+    @property
+    def occupied(self) -> bool:
+        """Whether a model is in memory, or on its way in or out."""
+        return self.serving is not None or self._change is not None
+
     async def get(self) -> S:
         """The model, ready to serve. A caller may hold on to it: unloaded meanwhile, it asks here again when used.
 
@@ -65,6 +71,8 @@ class Slot(Generic[S]):
             EngineFailed: opening it failed unexpectedly, or it gave no usable answer for a plain word.
         """
         while self.serving is None:
+            if self._moved is not None:
+                return await self._moved()
             if self._closed:
                 raise EngineUnavailable(_STOPPING)
             change = self._change or self._begin(self._load())
@@ -83,6 +91,11 @@ class Slot(Generic[S]):
             self.serving = None
             serving.successor = self.get
             self._begin(self._unload(serving))
+
+    def retire(self, successor: Callable[[], Awaitable[S]]) -> None:
+        """Unload for good, now or when the model has loaded: whoever asks here, or holds it, asks `successor`."""
+        self._moved = successor
+        self.empty()
 
     async def settled(self) -> None:
         """Return once the change under way, if any, has ended."""
@@ -117,6 +130,8 @@ class Slot(Generic[S]):
             raise EngineFailed(self.trouble) from error
         finally:
             self._change = None
+            if self._moved is not None:
+                self.empty()
 
     async def _opened(self) -> S:
         serving = await on_thread(self._make, name=f"load {self._name}")

@@ -57,9 +57,10 @@ def test_metrics_tell_what_was_counted_in_prometheus_text() -> None:
     metrics = Metrics(version="1.2.3")
     metrics.answered(route="/v1/embeddings", method="POST", status=200, seconds=0.02)
     metrics.answered(route="none", method="BREW-1234", status=405, seconds=0.001)
-    metrics.embedded(Embeddings("hash", "hash", np.eye(3, dtype=np.float32), (4, 8, 9), (False, True, False)))
-    metrics.engine_called("hash", 3, 0.004)
-    metrics.searched("vector", seconds=0.002)
+    metrics.embedded(Embeddings("hash", "hash", np.eye(3, dtype=np.float32), (4, 8, 9), (False, True, False)), 0.02)
+    metrics.engine_called("hash", "hash", [4, 8, 9], 0.004)
+    metrics.searched("vector", seconds=0.002, results=3)
+    metrics.fell_back("a", "hash")
     metrics.ingested("ready")
     metrics.rejected("busy")
     metrics.follow("documents", lambda: 7)
@@ -76,9 +77,13 @@ def test_metrics_tell_what_was_counted_in_prometheus_text() -> None:
         'appliance_embed_inputs_total{model="hash"} 3.0',
         'appliance_embed_tokens_total{model="hash"} 21.0',
         'appliance_truncated_inputs_total{model="hash"} 1.0',
-        'appliance_engine_call_seconds_count{model="hash"} 1.0',
+        'appliance_engine_call_seconds_count{engine="hash",model="hash"} 1.0',
+        'appliance_embed_seconds_sum{model="hash"} 0.02',
+        'appliance_embed_padding_ratio_bucket{le="0.3",model="hash"} 1.0',
+        'appliance_fallbacks_total{answered_by="hash",model="a"} 1.0',
+        'appliance_search_results_sum{mode="vector"} 3.0',
         'appliance_embed_batch_size_sum{model="hash"} 3.0',
-        'appliance_search_seconds_count{stage="vector"} 1.0',
+        'appliance_search_seconds_count{stage="total"} 1.0',
         'appliance_ingest_documents_total{state="ready"} 1.0',
         'appliance_rejected_total{reason="busy"} 1.0',
         "appliance_documents 7.0",
@@ -137,7 +142,7 @@ def test_a_running_appliance_tells_what_it_did(client: httpx.Client) -> None:
     assert any('code="200",method="POST",route="/v1/embeddings"' in line for line in counted)
     assert any('route="/documents/{' in line for line in counted)
     assert 'appliance_embed_inputs_total{model="hash"}' in text
-    assert 'appliance_engine_call_seconds_count{model="hash"}' in text
+    assert 'appliance_engine_call_seconds_count{engine="hash",model="hash"}' in text
     assert "canary" not in text
 
 

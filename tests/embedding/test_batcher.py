@@ -326,7 +326,7 @@ async def test_closing_strands_no_caller() -> None:
 async def test_every_call_is_observed() -> None:
     seen: list[int] = []
     batcher: Batcher[int, int] = Batcher(
-        lambda values: values, size=lambda value: value, budget=100, observe=lambda items, _: seen.append(items)
+        lambda values: values, size=lambda value: value, budget=100, observe=lambda sizes, _: seen.append(len(sizes))
     )
 
     await batcher.submit([1, 2, 3])

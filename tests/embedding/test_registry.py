@@ -14,8 +14,9 @@ import pytest
 from appliance.app import _ended, _preload
 from appliance.embedding.engine import EmbeddingEngine, Prompt, RerankEngine, Vector
 from appliance.embedding.engines.hashing import HashingEngine
+from appliance.embedding.names import OPENAI_NAMES
 from appliance.embedding.pull import ModelFiles, Progress
-from appliance.embedding.registry import OPENAI_NAMES, Registry
+from appliance.embedding.registry import Registry
 from appliance.embedding.spec import (
     Card,
     FileSpec,
@@ -617,7 +618,7 @@ async def test_the_default_model_is_loaded_once_its_files_come(tmp_path: Path) -
         return opener(spec)
 
     registry = Registry([alpha], default="alpha", files=files, open_engine=opened, open_reranker=RerankOpener())
-    task = asyncio.create_task(_preload(registry, pause=0.01))
+    task = asyncio.create_task(_preload(registry, "alpha", pause=0.01))
     await until(lambda: "appliance pull alpha" in registry.trouble("alpha"))
 
     bring(alpha, tmp_path)
@@ -631,7 +632,7 @@ async def test_the_default_model_is_loaded_once_its_files_come(tmp_path: Path) -
 async def test_a_default_model_that_fails_to_load_is_tried_again(tmp_path: Path) -> None:
     opener = Opener(error=MemoryError())
     registry = registry_of(card("alpha"), folder=tmp_path, opener=opener)
-    task = asyncio.create_task(_preload(registry, pause=0.01))
+    task = asyncio.create_task(_preload(registry, "alpha", pause=0.01))
     await until(lambda: len(opener.opened) > 1)
 
     opener.error = None
