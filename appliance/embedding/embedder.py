@@ -290,6 +290,8 @@ class Embedder(Serving[_Row]):
             raise EngineFailed(
                 f"{self.spec.name} gave vectors of {vectors.shape[1]} dimensions, its card says {self.spec.dimensions}"
             )
+        if self.spec.centered and dimensions < self.spec.dimensions:
+            vectors = vectors - vectors.mean(axis=1, keepdims=True)
         return _unit(shortened(_unit(vectors), dimensions))
 
     async def _per_token(self, inputs: Sequence[str], *, output: Output, truncate: bool, kind: Kind) -> PerToken[Any]:

@@ -94,6 +94,10 @@ class _Embeds(_Card):
     space: str = Field(default="", description="vectors of equal space may be compared; the card's name if left out")
     dimensions: int = Field(ge=1, le=8192)
     min_dimensions: int = Field(default=1, ge=1, description="fewest dimensions that vectors may be shortened to")
+    centered: bool = Field(
+        default=False,
+        description="before a vector is shortened, the mean of its numbers is taken off (Nomic's layer norm)",
+    )
     prefixes: Prefixes = Prefixes()
     fallback: tuple[str, ...] = Field(
         default=(), description="names of models that answer, in this order, where a caller wants an answer from any"

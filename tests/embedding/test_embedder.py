@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from appliance.embedding.embedder import Embedder
-from appliance.embedding.engine import Matrix, Prompt
+from appliance.embedding.engine import Image, Matrix, Prompt
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.spec import HashSpec, Prefixes
 from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput
@@ -135,4 +135,43 @@ async def test_each_kind_has_its_prefix() -> None:
 
     assert np.array_equal(asked.vectors[0], written.vectors[0])
     assert (asked.tokens, written.tokens) == ((2,), (2, 1))
+    embedder.close()
+
+
+async def test_a_centered_vector_loses_its_mean_before_it_is_shortened_and_only_then() -> None:
+    embedder = Embedder(card(4).model_copy(update={"centered": True}), Same([4, 2, 1, 1]))
+
+    whole = (await embedder.embed(["text"])).vectors
+    front = (await embedder.embed(["text"], dimensions=2)).vectors
+
+    assert np.allclose(whole, np.array([4, 2, 1, 1]) / math.sqrt(22))
+    assert np.allclose(front, [[1, 0]])
+    embedder.close()
+
+
+async def test_a_kind_without_a_prefix_of_its_own_has_the_documents() -> None:
+    prefixes = Prefixes(query="q: ", document="d: ", clustering="")
+
+    assert [prefixes.of(kind) for kind in ("query", "document", "classification", "clustering")] == [
+        "q: ",
+        "d: ",
+        "d: ",
+        "",
+    ]
+
+
+async def test_a_model_of_texts_refuses_images() -> None:
+    embedder = Embedder(card(4), Same([4, 2, 1, 1]))
+
+    with pytest.raises(InvalidInput, match="card embeds texts, not images"):
+        await embedder.embed(["text", Image(b"")])
+    embedder.close()
+
+
+@pytest.mark.parametrize("what", ["sparse", "token_vectors"])
+async def test_a_model_that_says_nothing_of_tokens_refuses_to(what: str) -> None:
+    embedder = Embedder(card(4), Same([4, 2, 1, 1]))
+
+    with pytest.raises(InvalidInput, match="card gives no"):
+        await getattr(embedder, what)(["text"])
     embedder.close()
