@@ -405,7 +405,9 @@ def _identity(spec: Card, registry: Registry) -> dict[str, Any]:
 
 
 def _capabilities(spec: Card) -> list[str]:
-    return ["embedding"] if spec.task == "embed" else ["rerank"]
+    if spec.task == "rerank":
+        return ["rerank"]
+    return ["embedding", "vision"] if spec.takes_images else ["embedding"]
 
 
 def _length(spec: Card, name: str) -> dict[str, int]:

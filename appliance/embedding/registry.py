@@ -408,7 +408,9 @@ class Registry:
             raise Conflict(f"{spec.name} is the reranker of the settings; choose another one before deleting it")
         if await asyncio.to_thread(self.needed, spec):
             raise Conflict(f"a collection was made with {spec.name}; delete the collection first")
-        if isinstance(spec, HasFiles) and spec.own:
+        if not isinstance(spec, HasFiles):
+            raise Conflict(f"{spec.name} has no files here to remove; it is there as long as its card is")
+        if spec.own:
             raise Conflict(f"the files of {spec.name} were put here by hand; remove them by hand")
         others = [card for card in self.cards() if card is not spec]
         slot = self._slots()[spec.name]

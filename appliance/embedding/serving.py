@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import monotonic
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -18,6 +19,10 @@ SLICE = 1024
 
 SHORT = 400
 """Characters of a lone text: a thread takes longer to wake than such a text to tokenise."""
+
+
+_standing_in = ContextVar("standing in", default=False)
+"""Whether another model could not answer the call under way: two that fail do not ask each other for ever."""
 
 
 class _Engine(Protocol):
@@ -120,9 +125,14 @@ class Serving(ABC, Generic[R]):
             if self.successor is not None:
                 raise
             self.trouble = error.message
-            if self.stand_in is None:
+            if self.stand_in is None or _standing_in.get():
                 raise
-            return await ask(await self.stand_in(error))
+            other = await self.stand_in(error)
+            token = _standing_in.set(True)
+            try:
+                return await ask(other)
+            finally:
+                _standing_in.reset(token)
         self.trouble = ""
         return answer
 

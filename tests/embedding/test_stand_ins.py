@@ -10,7 +10,7 @@ from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import HashSpec, ModelSpec, RerankerSpec, RkllmSpec
+from appliance.embedding.spec import HashSpec, ModelSpec, RemoteSpec, RerankerSpec, RkllmSpec
 from appliance.errors import EngineUnavailable, InvalidInput, ModelNotFound
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +33,20 @@ def npu(name: str, *, platform: str = "rk3588", space: str = "both", dimensions:
 
 def cpu(name: str, *, space: str = "both", dimensions: int = 64) -> HashSpec:
     return HashSpec(name=name, family="hash", engine="hash", space=space, dimensions=dimensions, max_tokens=100)
+
+
+def remote(name: str, *, space: str = "both") -> RemoteSpec:
+    return RemoteSpec(
+        name=name,
+        family="qwen3",
+        engine="remote",
+        provider="ollama",
+        urls=("http://127.0.0.1:9",),
+        model="m",
+        space=space,
+        dimensions=64,
+        max_tokens=1000,
+    )
 
 
 class Engines:
@@ -194,6 +208,32 @@ async def test_keep_alive_and_unload_reach_the_stand_in(registry: Callable[..., 
 
     assert loaded.expires_at is not None
     assert models.loaded() == []
+    await models.close()
+
+
+async def test_a_server_that_cannot_be_had_is_stood_in_for_by_the_same_model_here(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(remote("r"), cpu("other", space="another"), cpu("c"))
+    engines.dead = {"r"}
+
+    answer = await (await models.get(models.within("both", "r").name)).embed(["hello"])
+
+    assert answer.model == "c"
+    await models.close()
+
+
+async def test_a_server_and_an_npu_that_both_fail_do_not_stand_in_for_each_other_for_ever(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(npu("n"), remote("r"))
+    for name in ("n", "r"):
+        await models.get(name)
+    engines.dead = {"n", "r"}
+
+    for name in ("n", "r"):
+        with pytest.raises(EngineUnavailable, match="is left alone"):
+            await models.embed(name, ["hello"])
     await models.close()
 
 
