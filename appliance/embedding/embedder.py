@@ -22,8 +22,10 @@ from appliance.embedding.engine import (
     Prompt,
     RemoteEngine,
     Sparse,
+    Token,
     TokenEngine,
     Vector,
+    Vocabulary,
 )
 from appliance.embedding.pooling import normalized, shortened
 from appliance.embedding.serving import SHORT, SLICE, Serving, batched
@@ -32,6 +34,15 @@ from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput,
 
 _MAX_NUMBERS = 1 << 25
 """Numbers in one answer: 128 MiB of float32, several times that as JSON. A body of tiny inputs asks for far more."""
+
+_PER_TOKEN = 256
+"""Numbers that a token counts as in a sparse embedding: of a word feature hashing gives some 30, each a JSON object."""
+
+_MAX_CHARACTERS = 1 << 18
+"""Of texts tokenised in one request: a token is answered as an object of some hundred bytes."""
+
+_MAX_IDS = 1 << 20
+"""Token ids decoded in one request."""
 
 _IMAGES = 4
 """Images decoded at a time: each is some hundred kilobytes, whatever its file was."""
@@ -48,7 +59,7 @@ class Embeddings:
     Attributes:
         model: name of the card that answered.
         engine: what ran it: `hash`, `onnx`, `clip`, `rkllm`, `rkllm-simulated`, `openai`, `ollama`, `tei`.
-        vectors: float32 (inputs, dimensions), rows of length 1.
+        vectors: float32 (inputs, dimensions), rows of length 1 unless asked for as they are.
         tokens: tokens of each input, special tokens included.
         truncated: whether the end of the input was cut off.
     """
@@ -119,7 +130,13 @@ class Embedder(Serving[_Row]):
         """Embed a plain word; nothing stands in for this model here. A remote one is asked when somebody asks it."""
         if self._remote is None:
             await self._embedded(
-                ["ready"], kind="document", dimensions=None, truncate=True, max_tokens=None, background=True
+                ["ready"],
+                kind="document",
+                dimensions=None,
+                truncate=True,
+                max_tokens=None,
+                background=True,
+                normalize=True,
             )
 
     async def embed(
@@ -131,6 +148,7 @@ class Embedder(Serving[_Row]):
         truncate: bool = True,
         max_tokens: int | None = None,
         background: bool = False,
+        normalize: bool = True,
     ) -> Embeddings:
         """Embed texts, token ids of the model's own vocabulary or, with a model that takes them, images.
 
@@ -141,6 +159,8 @@ class Embedder(Serving[_Row]):
             truncate: cut a longer input, or refuse it.
             max_tokens: a tighter limit than the model's own, special tokens included.
             background: let interactive callers go first, and remember nothing.
+            normalize: to length 1; else vectors come as the engine gives them, cut where shortened, and are not
+                remembered.
 
         Raises:
             DimensionsNotSupported: fewer than the card allows, or more than the model has.
@@ -158,20 +178,23 @@ class Embedder(Serving[_Row]):
             "truncate": truncate,
             "max_tokens": max_tokens,
             "background": background,
+            "normalize": normalize,
         }
         return await self._answered(
             partial(self._embedded, inputs, **options), lambda other: other.embed(inputs, **options)
         )
 
-    async def sparse(self, inputs: Sequence[str], *, truncate: bool = True) -> PerToken[Sparse]:
+    async def sparse(
+        self, inputs: Sequence[str], *, kind: Kind = "document", truncate: bool = True
+    ) -> PerToken[Sparse]:
         """The weight of each token of texts, from a model that tells them. Arguments and errors as for `embed`.
 
         Raises:
-            InvalidInput: the model gives no sparse embeddings.
+            InvalidInput: the model gives no sparse embeddings, or more tokens than one answer holds.
         """
         return await self._answered(
-            partial(self._per_token, inputs, output="sparse", truncate=truncate, kind="document"),
-            lambda other: other.sparse(inputs, truncate=truncate),
+            partial(self._per_token, inputs, output="sparse", truncate=truncate, kind=kind),
+            lambda other: other.sparse(inputs, kind=kind, truncate=truncate),
         )
 
     async def token_vectors(
@@ -186,6 +209,47 @@ class Embedder(Serving[_Row]):
             partial(self._per_token, inputs, output="tokens", truncate=truncate, kind=kind),
             lambda other: other.token_vectors(inputs, kind=kind, truncate=truncate),
         )
+
+    async def tokenize(
+        self, texts: Sequence[str], *, kind: Kind | None = None, special_tokens: bool = True
+    ) -> list[list[Token]]:
+        """Every token of each text; nothing is cut.
+
+        Args:
+            texts: in order.
+            kind: chooses the prefix of the card, whose tokens then come first and count as text; None for no prefix.
+            special_tokens: with those that the model wants around a text.
+
+        Raises:
+            InvalidInput: the model's tokenizer is not here, or the texts are too long together.
+        """
+        if self.successor is not None:
+            other = await self.successor()
+            return await other.tokenize(texts, kind=kind, special_tokens=special_tokens)
+        vocabulary = self._vocabulary()
+        prefix = "" if kind is None else self.spec.prefixes.of(kind)
+        if (characters := sum(len(prefix) + len(each) for each in texts)) > _MAX_CHARACTERS:
+            raise InvalidInput(
+                f"inputs: {_MAX_CHARACTERS} characters are the most of one request, not {characters}", param="inputs"
+            )
+        prefixed = [prefix + each for each in texts]
+        with self._call():
+            return await asyncio.to_thread(vocabulary.tokenize, prefixed, special_tokens=special_tokens)
+
+    async def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """The text of each list of token ids.
+
+        Raises:
+            InvalidInput: the model's tokenizer is not here, it has no such token, or there are too many of them.
+        """
+        if self.successor is not None:
+            other = await self.successor()
+            return await other.decode(ids, skip_special_tokens=skip_special_tokens)
+        vocabulary = self._vocabulary()
+        if (count := sum(map(len, ids))) > _MAX_IDS:
+            raise InvalidInput(f"{_MAX_IDS} token ids are the most of one request, not {count}", param="inputs")
+        with self._call():
+            return await asyncio.to_thread(vocabulary.decode, ids, skip_special_tokens=skip_special_tokens)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The character range of each token of `text`, in order. Blocking; any thread."""
@@ -211,6 +275,7 @@ class Embedder(Serving[_Row]):
         truncate: bool,
         max_tokens: int | None,
         background: bool,
+        normalize: bool,
     ) -> Embeddings:
         start = perf_counter()
         native = self.spec.dimensions
@@ -238,9 +303,10 @@ class Embedder(Serving[_Row]):
             truncate=truncate,
             max_tokens=max_tokens,
             background=background,
+            normalize=normalize,
         )
         with self._call():
-            if self._cache is None or background:
+            if self._cache is None or background or not normalize:
                 entries = await compute(prefixed)
             else:
                 about = f"{self.fingerprint}:{kind}:{wanted}:{'' if max_tokens is None else max_tokens}"
@@ -261,7 +327,14 @@ class Embedder(Serving[_Row]):
         return result
 
     async def _computed(
-        self, inputs: Sequence[Input], *, dimensions: int, truncate: bool, max_tokens: int | None, background: bool
+        self,
+        inputs: Sequence[Input],
+        *,
+        dimensions: int,
+        truncate: bool,
+        max_tokens: int | None,
+        background: bool,
+        normalize: bool,
     ) -> list[Entry]:
         """Entries of inputs that have their prefix."""
         entries: list[Entry] = []
@@ -271,28 +344,32 @@ class Embedder(Serving[_Row]):
             encoded = await self._remote.encode(texts, truncate=truncate, max_tokens=max_tokens)
             if self._on_batch is not None:
                 self._on_batch([1] * len(texts), perf_counter() - start)  # nothing is padded
-            vectors = self._finished(encoded.vectors, dimensions) if texts else encoded.vectors
+            vectors = self._finished(encoded.vectors, dimensions, normalize=normalize) if texts else encoded.vectors
             return [Entry(*each) for each in zip(vectors, encoded.tokens, encoded.truncated, strict=True)]
         size = _IMAGES if any(isinstance(each, Image) for each in inputs) else SLICE
         for start in range(0, len(inputs), size):
             part = inputs[start : start + size]
             prompts = await self._prepared(part, truncate=truncate, max_tokens=max_tokens)
             rows = await self._rows(prompts, background=background)
-            vectors = self._finished(np.stack(rows), dimensions)
+            vectors = self._finished(np.stack(rows), dimensions, normalize=normalize)
             entries += [
                 Entry(vector, prompt.tokens, prompt.truncated) for vector, prompt in zip(vectors, prompts, strict=True)
             ]
         return entries
 
-    def _finished(self, vectors: Matrix, dimensions: int) -> Matrix:
-        """The engine's vectors with length 1, shortened and with length 1 again."""
+    def _finished(self, vectors: Matrix, dimensions: int, *, normalize: bool) -> Matrix:
+        """The engine's vectors with length 1, shortened and with length 1 again; or as they are, cut."""
         if vectors.shape[1] != self.spec.dimensions:
             raise EngineFailed(
                 f"{self.spec.name} gave vectors of {vectors.shape[1]} dimensions, its card says {self.spec.dimensions}"
             )
-        if self.spec.centered and dimensions < self.spec.dimensions:
+        unit = _unit(vectors)
+        if dimensions == self.spec.dimensions:
+            return unit if normalize else vectors
+        if self.spec.centered:
             vectors = vectors - vectors.mean(axis=1, keepdims=True)
-        return _unit(shortened(_unit(vectors), dimensions))
+            unit = _unit(vectors)
+        return _unit(shortened(unit, dimensions)) if normalize else vectors[:, :dimensions]
 
     async def _per_token(self, inputs: Sequence[str], *, output: Output, truncate: bool, kind: Kind) -> PerToken[Any]:
         if output not in self.outputs:
@@ -308,14 +385,19 @@ class Embedder(Serving[_Row]):
                 prompts = await self._prepared(part, truncate=truncate, max_tokens=None, output=output)
                 tokens.extend(prompt.tokens for prompt in prompts)
                 truncated.extend(prompt.truncated for prompt in prompts)
-                if output == "tokens" and sum(tokens) * self.spec.dimensions > _MAX_NUMBERS:
+                most = _MAX_NUMBERS // (self.spec.dimensions if output == "tokens" else _PER_TOKEN)
+                if sum(tokens) > most:
                     raise InvalidInput(
-                        f"too many inputs: one answer holds vectors of {_MAX_NUMBERS // self.spec.dimensions} tokens;"
-                        " split the request",
-                        param="inputs",
+                        f"too many inputs: one answer is of {most} tokens at most; split the request", param="inputs"
                     )
                 rows += await self._rows(prompts, background=False)
         return PerToken(self.spec.name, self.engine_label, rows, tuple(tokens), tuple(truncated))
+
+    def _vocabulary(self) -> Vocabulary:
+        engine: object = self._local
+        if isinstance(engine, Vocabulary):
+            return engine
+        raise InvalidInput(f"{self.spec.name} has no vocabulary here: send texts, not token ids", param="model")
 
     async def _prepared(
         self, inputs: Sequence[Input], *, truncate: bool, max_tokens: int | None, output: Output = "vector"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,16 @@ class Sparse:
 
     ids: Ids
     weights: Vector
+
+
+class Token(NamedTuple):
+    """One token of a text: the characters `start` to `stop` of it, or a special token that stands in no text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,6 +160,21 @@ class TokenEngine(Protocol):
 
     def run_sparse(self, prompts: Sequence[Prompt]) -> list[Sparse]:
         """For each prompt its tokens and their weights, special tokens left out."""
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What an `EmbeddingEngine` can do besides, if its model's tokenizer is at hand. Any thread."""
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text, with the special ones around it if wanted. Nothing is cut."""
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each list of token ids.
+
+        Raises:
+            InvalidInput: a token id that the model does not have.
+        """
 
 
 @runtime_checkable

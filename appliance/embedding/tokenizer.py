@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tokenizers
 
-from appliance.embedding.engine import Ids, Prompt
+from appliance.embedding.engine import Ids, Prompt, Token
 from appliance.errors import EngineUnavailable, InputTooLong, InvalidInput
 
 _REACH = 8
@@ -113,6 +113,24 @@ class Tokenizer:
         # `encode` holds the GIL for as long as it takes, `encode_batch` does not.
         offsets: list[tuple[int, int]] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets
         return offsets
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text, with the special ones around it if wanted. Nothing is cut."""
+        found: list[list[Token]] = []
+        for part in _portions(list(enumerate(texts)), _FURTHEST):
+            encodings = self._tokenizer.encode_batch([text for _, text in part], add_special_tokens=special_tokens)
+            found += [_tokens(text, encoding) for (_, text), encoding in zip(part, encodings, strict=True)]
+        return found
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of each list of token ids.
+
+        Raises:
+            InvalidInput: a token id that the model does not have.
+        """
+        known = [list(self._known(each)) for each in ids]
+        texts: list[str] = self._tokenizer.decode_batch(known, skip_special_tokens=skip_special_tokens)
+        return texts
 
     def _limit(self, max_tokens: int | None) -> int:
         return self._max_tokens if max_tokens is None else min(max_tokens, self._max_tokens)
@@ -241,6 +259,17 @@ class _Read(NamedTuple):
 
     ids: Sequence[int]
     whole: bool
+
+
+def _tokens(text: str, encoding: tokenizers.Encoding) -> list[Token]:
+    return [
+        Token(ident, token, special=True, start=None, stop=None)
+        if special
+        else Token(ident, text[start:stop], special=False, start=start, stop=stop)
+        for ident, token, special, (start, stop) in zip(
+            encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+        )
+    ]
 
 
 def _check_length(tokens: int, *, limit: int, whole: bool) -> None:

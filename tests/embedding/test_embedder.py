@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from appliance.embedding.embedder import Embedder
-from appliance.embedding.engine import Image, Matrix, Prompt
+from appliance.embedding.engine import Image, Matrix, Prompt, Token
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.spec import HashSpec, Prefixes
 from appliance.errors import DimensionsNotSupported, EngineFailed, InvalidInput
@@ -168,10 +168,97 @@ async def test_a_model_of_texts_refuses_images() -> None:
     embedder.close()
 
 
-@pytest.mark.parametrize("what", ["sparse", "token_vectors"])
-async def test_a_model_that_says_nothing_of_tokens_refuses_to(what: str) -> None:
-    embedder = Embedder(card(4), Same([4, 2, 1, 1]))
+async def test_vectors_that_are_not_normalised_come_as_the_engine_gives_them(
+    embedder_of: Callable[[Sequence[float]], Embedder],
+) -> None:
+    embedder = embedder_of([3.0, 4.0, 12.0] + [0.0] * 61)
 
-    with pytest.raises(InvalidInput, match="card gives no"):
-        await getattr(embedder, what)(["text"])
+    whole = await embedder.embed(["a"], normalize=False)
+    front = await embedder.embed(["a"], normalize=False, dimensions=2)
+
+    assert whole.vectors[0, :4].tolist() == [3, 4, 12, 0]
+    assert front.vectors.tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("vector", [[0.0] * 64, [math.nan] * 64])
+async def test_not_even_those_may_be_without_direction(
+    embedder_of: Callable[[Sequence[float]], Embedder], vector: list[float]
+) -> None:
+    with pytest.raises(EngineFailed, match="no direction"):
+        await embedder_of(vector).embed(["a"], normalize=False)
+
+
+async def test_sparse_embeddings_take_the_prefix_of_their_kind() -> None:
+    embedder = Embedder(card(64, prefixes=Prefixes(query="ask ", document="")), HashingEngine(dimensions=64))
+
+    asked = await embedder.sparse(["otters"], kind="query")
+    written = await embedder.sparse(["ask otters"])
+
+    assert embedder.outputs == {"sparse"}
+    assert asked.rows[0].ids.tolist() == written.rows[0].ids.tolist()
+    assert (asked.tokens, asked.truncated, asked.model, asked.engine) == ((2,), (False,), "card", "hash")
     embedder.close()
+
+
+async def test_sparse_embeddings_of_too_many_words_are_refused() -> None:
+    embedder = Embedder(card(64).model_copy(update={"max_tokens": 8192}), HashingEngine(dimensions=64))
+
+    with pytest.raises(InvalidInput, match="split the request"):
+        await embedder.sparse(["word " * 8192] * 17)
+    embedder.close()
+
+
+async def test_a_model_without_tokens_says_so(embedder_of: Callable[[Sequence[float]], Embedder]) -> None:
+    embedder = embedder_of([1.0] * 64)
+
+    with pytest.raises(InvalidInput, match="card has no vocabulary here"):
+        await embedder.tokenize(["a"])
+    with pytest.raises(InvalidInput, match="card has no vocabulary here"):
+        await embedder.decode([[1]])
+    with pytest.raises(InvalidInput, match="gives no sparse embeddings"):
+        await embedder.sparse(["a"])
+    with pytest.raises(InvalidInput, match="gives no vectors of tokens"):
+        await embedder.token_vectors(["a"])
+
+
+class Letters(Same):
+    """An engine whose tokens are code points."""
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[Token]]:
+        end = [Token(0, "[END]", special=True, start=None, stop=None)] if special_tokens else []
+        return [
+            [*(Token(ord(each), each, special=False, start=n, stop=n + 1) for n, each in enumerate(text)), *end]
+            for text in texts
+        ]
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        return ["".join(chr(each) for each in text if each or not skip_special_tokens) for text in ids]
+
+
+async def test_tokens_have_a_prefix_only_if_asked_for_and_a_limit() -> None:
+    embedder = Embedder(card(64, prefixes=Prefixes(query="q", document="d")), Letters([1.0] * 64))
+
+    plain, asked = await embedder.tokenize(["a"]), await embedder.tokenize(["a"], kind="query", special_tokens=False)
+
+    assert [[token.text for token in each] for each in (*plain, *asked)] == [["a", "[END]"], ["q", "a"]]
+    assert await embedder.decode([[97, 0], [98]], skip_special_tokens=True) == ["a", "b"]
+    with pytest.raises(InvalidInput, match="262144 characters are the most"):
+        await embedder.tokenize(["a" * 131072] * 2 + ["a"])
+    with pytest.raises(InvalidInput, match="1048576 token ids are the most"):
+        await embedder.decode([[1] * 2**20, [1]])
+    embedder.close()
+
+
+async def test_a_successor_is_asked_for_tokens() -> None:
+    embedder = Embedder(card(64), Letters([1.0] * 64))
+    other = Embedder(card(64), Letters([1.0] * 64))
+
+    async def successor() -> Embedder:
+        return other
+
+    embedder.successor = successor
+    embedder.close()
+
+    assert [token.id for token in (await embedder.tokenize(["a"]))[0]] == [97, 0]
+    assert await embedder.decode([[97]]) == ["a"]
+    other.close()

@@ -311,3 +311,36 @@ def test_the_real_tokenizer_gives_of_a_long_text_what_the_whole_of_it_gives(
     (whole,) = tokenizer.encode([text], truncate=False)
     assert ids(cut.content)[:-1] == ids(whole.content)[:-1][: limit - 1]
     assert cut.truncated == (whole.tokens > limit)
+
+
+def test_tokens_are_told_with_the_characters_they_stand_for(tokenizer: Tokenizer) -> None:
+    texts = ["Why ünicode?", "", "the " * 20]
+
+    first, empty, long = tokenizer.tokenize(texts, special_tokens=True)
+    bare = tokenizer.tokenize(texts, special_tokens=False)
+
+    assert [tuple(token) for token in first] == [
+        (CLS, "[CLS]", True, None, None),
+        (WHY, "Why", False, 0, 3),
+        (WORDS.index("uni"), "üni", False, 4, 7),
+        (WORDS.index("##code"), "code", False, 7, 11),
+        (WORDS.index("[UNK]"), "?", False, 11, 12),
+        (SEP, "[SEP]", True, None, None),
+    ]
+    assert [token.text for token in empty] == ["[CLS]", "[SEP]"]
+    assert len(long) == 22  # nothing is cut
+    assert bare[0] == first[1:-1]
+    assert bare[1] == []
+
+
+def test_token_ids_become_text_again(path: Path) -> None:
+    published = tokenizers.Tokenizer.from_file(str(path))
+    published.add_special_tokens(["[CLS]", "[SEP]"])
+    published.save(str(path))
+    tokenizer = Tokenizer(path, max_tokens=8)
+
+    assert tokenizer.decode([[CLS, WHY, IS, SEP], [], [SEP]], skip_special_tokens=True) == ["why is", "", ""]
+    assert tokenizer.decode([[CLS, WHY, SEP]], skip_special_tokens=False) == ["[CLS] why [SEP]"]
+    for wrong in (-1, len(WORDS), 2**40):
+        with pytest.raises(InvalidInput, match="from 0 to 10"):
+            tokenizer.decode([[WHY, wrong]], skip_special_tokens=True)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from appliance.embedding.engine import Matrix, Prompt
+from appliance.embedding.engine import Matrix, Output, Prompt, Sparse
 from appliance.errors import EngineFailed, InputTooLong, InvalidInput
 
 _Numbers: TypeAlias = npt.NDArray[np.uint64]
@@ -49,6 +49,9 @@ _SLICE = 1 << 18
 """Characters hashed at a time: bounds memory to some tens of megabytes, however long the texts are."""
 
 _ROWS = 1 << 16
+_SPARSE = 31
+"""Bits of a feature's place in a sparse embedding: what databases for such take, and hardly ever two in one place."""
+
 _SPACE, _TEXT_END = 32, 10
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 _BASE = np.uint64(_ODD)
@@ -74,6 +77,7 @@ class HashingEngine:
 
     label = "hash"
     batch_tokens = 32_768
+    outputs: frozenset[Output] = frozenset({"sparse"})
 
     def __init__(self, *, dimensions: int, max_tokens: int = 8192, lanes: int = 1) -> None:
         if not _FIRST_BLOCK <= dimensions <= 4096:  # noqa: PLR2004 - the engine's stated range
@@ -121,6 +125,27 @@ class HashingEngine:
         # No word at all, or (hardly ever) features that cancel out: a vector of zeros has no direction.
         vectors[~vectors[:, :_FIRST_BLOCK].any(axis=1), 0] = 1.0
         return vectors
+
+    def run_sparse(self, prompts: Sequence[Prompt]) -> list[Sparse]:
+        """The features themselves, each in one of 2^31 places, and their weights; none for a text without a word."""
+        found: list[Sparse] = []
+        for _, texts in _slices(prompts):
+            rows, weights, hashes = _features(texts)
+            places = (_mixed(hashes) >> np.uint64(64 - _SPARSE)).astype(np.int64)
+            keys, inverse = np.unique((rows << _SPARSE) | places, return_inverse=True)
+            summed = np.bincount(inverse, weights=weights, minlength=len(keys)).astype(np.float32)
+            borders = np.searchsorted(keys, np.arange(1, len(texts)) << _SPARSE)
+            ids = np.split(keys & ((1 << _SPARSE) - 1), borders)
+            found += [Sparse(*each) for each in zip(ids, np.split(summed, borders), strict=True)]
+        return found
+
+    def run_tokens(self, prompts: Sequence[Prompt]) -> list[Matrix]:
+        """Not among its outputs.
+
+        Raises:
+            EngineFailed: always.
+        """
+        raise EngineFailed(f"feature hashing has no vectors of tokens, asked for {len(prompts)} texts")
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads; else it keeps a device id in HOME
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
-from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt
+from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Token
 from appliance.embedding.pooling import Pooling, pooled
 from appliance.embedding.spec import OnnxRerankerSpec, OnnxSpec
 from appliance.embedding.tokenizer import Tokenizer
@@ -91,6 +91,14 @@ class OnnxEngine:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The character range of each token, as `EmbeddingEngine.spans` says."""
         return self._tokenizer.spans(text)
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text, as `Vocabulary.tokenize` says."""
+        return self._tokenizer.tokenize(texts, special_tokens=special_tokens)
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of token ids, as `Vocabulary.decode` says."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def run(self, prompts: Sequence[Prompt]) -> Matrix:
         """Vectors of the prompts, as `EmbeddingEngine.run` says."""

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from appliance.embedding.engine import Matrix
+from appliance.embedding.engine import Matrix, Sparse, TokenEngine
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.pooling import normalized, shortened
-from appliance.errors import InputTooLong, InvalidInput
+from appliance.errors import EngineFailed, InputTooLong, InvalidInput
 
 GOLDEN_FIRST = [0.000000, 0.141421, -0.565685, 0.000000, 0.000000, -0.565685, -0.141421, 0.000000]
 GOLDEN_SECOND = [0.000000, 0.000000, -0.707107, -0.565685, 1.272792, 0.000000, 0.707107, -0.565685]
@@ -185,3 +185,43 @@ def test_nothing_in_nothing_out_and_closing_twice_is_fine() -> None:
     assert engine.run(engine.prepare([], truncate=True)).shape == (0, 48)
     engine.close()
     engine.close()
+
+
+def sparse(texts: list[str]) -> list[Sparse]:
+    engine = HashingEngine(dimensions=64)
+    return engine.run_sparse(engine.prepare(texts, truncate=True))
+
+
+def test_sparse_embeddings_are_ascending_places_with_weights_above_zero() -> None:
+    texts = ["otters hold hands, otters sleep", "", "東京都 otters", "!?", "the"] * 3
+
+    together = sparse(texts)
+
+    assert len(together) == len(texts)
+    for text, row in zip(texts, together, strict=True):
+        alone = sparse([text])[0]
+        assert (row.ids.tolist(), row.weights.tolist()) == (alone.ids.tolist(), alone.weights.tolist())
+        assert row.ids.dtype == np.int64
+        assert row.weights.dtype == np.float32
+        assert bool((np.diff(row.ids) > 0).all())
+        assert bool((row.weights > 0).all())
+        assert row.ids.size == 0 or 0 <= row.ids[0] <= row.ids[-1] < 2**31
+    assert not together[1].ids.size
+
+
+def test_sparse_embeddings_share_places_for_shared_words_only() -> None:
+    one, other, apart = sparse(["otters sleep", "a sleepy otters' den", "whales sing"])
+
+    assert {*one.ids.tolist()} & {*other.ids.tolist()}
+    assert not {*one.ids.tolist()} & {*apart.ids.tolist()}
+    word = sparse(["otter otter otter otter"])[0]
+    assert word.weights.max() == pytest.approx(2.0)  # the square root of how often it comes
+
+
+def test_there_are_no_vectors_of_tokens() -> None:
+    engine = HashingEngine(dimensions=64)
+
+    assert isinstance(engine, TokenEngine)
+    assert engine.outputs == {"sparse"}
+    with pytest.raises(EngineFailed, match="no vectors of tokens"):
+        engine.run_tokens(engine.prepare(["a"], truncate=True))

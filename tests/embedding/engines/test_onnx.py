@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from appliance.embedding.engine import EmbeddingEngine
+from appliance.embedding.engine import EmbeddingEngine, Vocabulary
 from appliance.embedding.engines.onnx import open_onnx
 from appliance.embedding.spec import FileSpec, HubSource, OnnxSpec
 from appliance.errors import EngineFailed, EngineUnavailable
@@ -382,3 +382,17 @@ def test_a_vector_with_nan_is_never_served(ready: ReadyMade, start: Callable[...
     assert (good.status_code, openai.status_code, ollama.status_code, again.status_code) == (200, 500, 500, 200)
     assert set(openai.json()["error"]) == {"message", "type", "param", "code"}
     assert "NaN" in ollama.json()["error"]
+
+
+def test_the_models_own_tokens_can_be_asked_for(tiny: Any, tmp_path: Path) -> None:
+    engine: object = opened(tiny, tmp_path)
+
+    assert isinstance(engine, Vocabulary)
+    (tokens,) = engine.tokenize(["ab" * 20], special_tokens=True)
+    assert len(tokens) == 42  # more than the model takes: nothing is cut
+    assert [(token.text, token.special, token.start) for token in tokens[:3]] == [
+        ("[CLS]", True, None),
+        ("a", False, 0),
+        ("b", False, 1),
+    ]
+    assert engine.decode([[token.id for token in tokens[1:3]]], skip_special_tokens=True) == ["a ##b"]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from appliance.embedding.engine import Matrix, Prompt, Vector
+from appliance.embedding.engine import Matrix, Prompt, Token, Vector
 from appliance.embedding.engines.rkllm.board import Npu
 from appliance.embedding.engines.rkllm.keeper import Keeper
 from appliance.embedding.engines.rkllm.library import Library, choose
@@ -99,6 +99,14 @@ class RkllmEngine:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """The character range of each token, as `EmbeddingEngine.spans` says."""
         return self._tokenizer.spans(text)
+
+    def tokenize(self, texts: Sequence[str], *, special_tokens: bool) -> list[list[Token]]:
+        """Every token of each text, as `Vocabulary.tokenize` says."""
+        return self._tokenizer.tokenize(texts, special_tokens=special_tokens)
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skip_special_tokens: bool) -> list[str]:
+        """The text of token ids, as `Vocabulary.decode` says."""
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def run(self, prompts: Sequence[Prompt]) -> Matrix:
         """Vectors of the prompts, as `EmbeddingEngine.run` says.

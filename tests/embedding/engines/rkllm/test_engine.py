@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from appliance.embedding.engine import Matrix
+from appliance.embedding.engine import Matrix, Vocabulary
 from appliance.embedding.engines.rkllm import engine as engine_module
 from appliance.embedding.engines.rkllm import keeper
 from appliance.embedding.engines.rkllm.abi import FAMILIES, Family
@@ -653,3 +653,13 @@ def test_a_card_that_names_tokens_the_model_does_not_have_is_refused(npu: Any) -
 def test_a_reranker_with_no_room_for_a_passage_is_refused_as_such(most: int, npu: Any) -> None:
     with pytest.raises(EngineUnavailable, match="leave no room for a passage"):
         npu.open_reranker(max_tokens=most)
+
+
+def test_the_models_own_tokens_can_be_asked_for(npu: Any) -> None:
+    engine: object = npu.open()
+
+    assert isinstance(engine, Vocabulary)
+    (tokens,) = engine.tokenize(["fox dog"], special_tokens=False)
+    assert "".join("fox dog"[token.start : token.stop] for token in tokens).replace(" ", "") == "foxdog"
+    (text,) = engine.decode([[token.id for token in tokens]], skip_special_tokens=True)
+    assert "".join(text.split()) == "foxdog"
