@@ -12,12 +12,12 @@ from urllib.parse import unquote_to_bytes
 import orjson
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError, WithJsonSchema
 
 from appliance.api.errors import invalid
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
-from appliance.embedding.embedder import Embeddings
+from appliance.embedding.embedder import Embeddings, PerToken
 from appliance.embedding.registry import Registry
 from appliance.embedding.reranker import Scores
 from appliance.embedding.spec import Card
@@ -33,6 +33,8 @@ BUILT_IN = datetime(2026, 1, 1, tzinfo=UTC)
 
 _LARGE = 2**20
 """Bytes of a body that is read in a thread: the others must not wait for it."""
+
+_FALLBACKS = 16
 
 _DEPTH = 32
 """Objects and lists inside each other, at most, in metadata and in what is compared with it."""
@@ -52,6 +54,7 @@ class Appliance:
         wait: seconds that a caller of `POST /documents` waits who does not say how long.
         token_ids: whose token ids the arrays of `/v1/embeddings` are: OpenAI's cl100k_base, the model's own, nobody's.
         strict_openai: refuse the empty string on `/v1/embeddings`, as OpenAI does.
+        max_pending: requests that are worked on at once; only told.
         started: seconds since 1970.
     """
 
@@ -64,6 +67,7 @@ class Appliance:
     wait: float = 10.0
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"  # noqa: S105 - tokens of a text
     strict_openai: bool = False
+    max_pending: int = 512
     started: float = field(default_factory=time)
 
     def ready(self) -> dict[str, str]:
@@ -77,7 +81,7 @@ class Appliance:
         return sorted(found, key=lambda each: each[1], reverse=True)
 
 
-def provenance(answer: Embeddings | Scores) -> dict[str, str]:
+def provenance(answer: Embeddings | PerToken[Any] | Scores) -> dict[str, str]:
     """Headers that say which model answered, what ran it, and how many inputs were cut, if any was."""
     cut = sum(answer.truncated)
     headers = {"x-appliance-model": answer.model, "x-appliance-engine": answer.engine}
@@ -151,6 +155,24 @@ JsonObject: TypeAlias = Annotated[dict[str, JsonValue], BeforeValidator(checked_
 """Metadata, or conditions on it."""
 
 
+def _fallback(given: object) -> object:
+    if given is None or isinstance(given, bool):
+        return given
+    if isinstance(given, list) and len(given) <= _FALLBACKS and all(isinstance(each, str) for each in given):
+        return given
+    raise ValueError(f"true, false, or a list of at most {_FALLBACKS} names of models is needed")
+
+
+UseFallback: TypeAlias = Annotated[
+    Any,
+    BeforeValidator(_fallback),
+    WithJsonSchema(
+        {"oneOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "string"}, "maxItems": _FALLBACKS}]}
+    ),
+]
+"""Whether another model may answer where the one that is asked for cannot: one of its card's, or one of these names."""
+
+
 class StrictBody(BaseModel):
     """A body of our own routes: no unknown fields, and `true` or `"10"` is no number."""
 
@@ -179,13 +201,18 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     Raises:
         InvalidInput: no JSON object, or not one of this form.
     """
+    return await read_chosen(request, lambda _: model)
+
+
+async def read_chosen(request: Request, choose: Callable[[dict[str, Any]], type[Body]]) -> Body:
+    """The request's body as the model that `choose` takes for its content; otherwise as `read_json`."""
     raw = await request.body()
 
     def read() -> Body:
         content = parsed(raw)
         if not isinstance(content, dict):
             raise InvalidInput("the request body must be a JSON object")
-        return validated(content, model)
+        return validated(content, choose(content))
 
     return read() if len(raw) < _LARGE else await asyncio.to_thread(read)
 

@@ -12,9 +12,9 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from appliance.api import cl100k
-from appliance.api.deps import Appliance, ApplianceDep, json_body, provenance, request_body
+from appliance.api.deps import Appliance, ApplianceDep, UseFallback, json_body, provenance, request_body
+from appliance.api.kinds import kind_of
 from appliance.embedding.embedder import Embeddings
-from appliance.embedding.spec import Kind
 from appliance.errors import InvalidInput, ModelNotFound
 
 router = APIRouter(tags=["OpenAI"])
@@ -26,14 +26,6 @@ INVALID = "'$.input' is invalid. Please check the API reference: https://platfor
 """OpenAI's own words; what is wrong with it follows."""
 
 Item: TypeAlias = str | list[int]
-
-_KINDS: dict[str, Kind] = {
-    "query": "query",
-    "search_query": "query",
-    "document": "document",
-    "search_document": "document",
-    "passage": "document",
-}
 
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 _INPUT = {
@@ -60,7 +52,12 @@ class EmbeddingsBody(BaseModel):
     )
     user: Any = Field(default=None, description="ignored")
     truncate: bool | None = Field(default=None, description="false refuses a text that is too long (an extension)")
-    input_type: str | None = Field(default=None, description="query, or document (the default) (an extension)")
+    input_type: str | None = Field(
+        default=None, description="query, document (the default), classification or clustering (an extension)"
+    )
+    use_fallback: UseFallback = Field(
+        default=None, description="another model may answer, one of its card's or of these names (an extension)"
+    )
 
 
 class EmbeddingItem(BaseModel):
@@ -116,14 +113,19 @@ async def embeddings(
     if not body.model:
         raise InvalidInput("you must provide a model parameter", param="model")
     as_base64 = _is_base64(body.encoding_format)
-    kind = _kind(body.input_type)
+    kind = kind_of(body.input_type, param="input_type")
     inputs = await _texts(_items(body.input, strict=appliance.strict_openai), token_ids=appliance.token_ids)
     try:
         result = await appliance.registry.embed(
-            body.model, inputs, kind=kind, dimensions=body.dimensions or None, truncate=body.truncate is not False
+            body.model,
+            inputs,
+            kind=kind,
+            dimensions=body.dimensions or None,
+            truncate=body.truncate is not False,
+            use_fallback=body.use_fallback,
         )
     except ModelNotFound as error:
-        raise _no_model(body.model) from error
+        raise _no_model(error.name or body.model) from error
     return _answer(result, model=body.model, as_base64=as_base64)
 
 
@@ -170,15 +172,6 @@ def _is_base64(encoding_format: str | None) -> bool:
             param="encoding_format",
         )
     return wanted == "base64"
-
-
-def _kind(input_type: str | None) -> Kind:
-    kind = _KINDS.get((input_type or "document").lower())
-    if kind is None:
-        raise InvalidInput(
-            "Invalid value for 'input_type'. Supported values: ['query', 'document'].", param="input_type"
-        )
-    return kind
 
 
 def _items(given: Any, *, strict: bool) -> list[Item]:

@@ -231,13 +231,29 @@ def test_unknown_keys_user_and_nulls_are_ignored(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize("kind", ["query", "document", "search_query", "search_document", "passage", "Query"])
+@pytest.mark.parametrize(
+    "kind",
+    ["query", "document", "search_query", "search_document", "passage", "Query", "classification", "clustering"],
+)
 def test_input_type_says_what_a_text_is_to_a_search(client: httpx.Client, kind: str) -> None:
     assert ask(client, "x", input_type=kind).status_code == 200
 
 
 def test_an_unknown_input_type_is_refused(client: httpx.Client) -> None:
-    assert refusal(ask(client, "x", input_type="poem"))["param"] == "input_type"
+    error = refusal(ask(client, "x", input_type="poem"))
+
+    assert error["param"] == "input_type"
+    assert "clustering" in error["message"]
+
+
+@pytest.mark.parametrize("given", [True, False, None, [], ["hash"]])
+def test_use_fallback_is_a_word_or_names(client: httpx.Client, given: Any) -> None:
+    assert ask(client, "x", use_fallback=given).status_code == 200
+
+
+@pytest.mark.parametrize("given", ["true", 1, {}, [1], ["x"] * 17])
+def test_anything_else_is_refused_by_name(client: httpx.Client, given: Any) -> None:
+    assert refusal(ask(client, "x", use_fallback=given))["param"] == "use_fallback"
 
 
 @pytest.mark.parametrize(
