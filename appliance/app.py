@@ -10,7 +10,19 @@ import structlog
 from fastapi import FastAPI
 
 from appliance import __version__
-from appliance.api import collections, documents, errors, health, ollama, openai, rerank, search
+from appliance.api import (
+    collections,
+    documents,
+    errors,
+    generate,
+    health,
+    ollama,
+    openai,
+    rerank,
+    search,
+    similarity,
+    tei,
+)
 from appliance.api.admission import Admission, Observed
 from appliance.api.auth import Guard, Hosts, Keys, Origins
 from appliance.api.deps import Appliance
@@ -55,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
-    for room in (openai, ollama, rerank, documents, collections, search, health):
+    for room in (openai, generate, ollama, rerank, tei, similarity, documents, collections, search, health):
         app.include_router(room.router)
     errors.install(app)
     # the last one added is the first to see a request
@@ -190,6 +202,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         token_ids=settings.token_ids,
         strict_openai=settings.strict_openai,
         wait=settings.wait,
+        max_pending=settings.max_pending,
     )
 
 

@@ -67,11 +67,25 @@ def test_the_api_pages_commands_work(
     assert [each["state"] for each in answers[0]["documents"]] == ["ready", "ready"]
     assert answers[1]["documents"][0]["id"] == "notes/badgers.md"
     (jina,) = (each for each in answers if isinstance(each, dict) and "results" in each)
-    (tei,) = (each for each in answers if isinstance(each, list))
+    tei, embedded, sparse, cosines = (each for each in answers if isinstance(each, list))
+    matrix, near, clusters, alike = (each for each in answers if isinstance(each, dict) and "metric" in each)
+    (generated,) = (each for each in answers if isinstance(each, dict) and "requested_model" in each)
+    (info,) = (each for each in answers if isinstance(each, dict) and "model_id" in each)
+    (health,) = (each for each in answers if isinstance(each, dict) and "models" in each)
     (found,) = (each for each in answers if isinstance(each, dict) and each.get("reranker"))
     assert [each["index"] for each in jina["results"]] == [1, 0]
     assert [each["index"] for each in tei] == [1, 0]
     assert found["matches"][0]["document"] == "otters"
+    assert [len(vector) for vector in embedded] == [256, 256]
+    assert {"index", "value"} == set(sparse[0][0])
+    assert cosines[0] > cosines[1]
+    assert matrix["scores"] == [[2.0], [1.0]]
+    assert [each["index"] for each in near["matches"][0]] == [1, 0]
+    assert sorted(each["members"] for each in clusters["clusters"]) == [[0, 1], [2, 3]]
+    assert alike["duplicates"] == [[0, 2]]
+    assert generated["fallback"] is False
+    assert info["auto_truncate"] is True
+    assert health["models"][generated["model"]]["status"] == "ok"
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler to build the simulated NPU with")

@@ -29,7 +29,7 @@ STATUS: Mapping[type[ApplianceError], int] = {
     errors.StoreUnavailable: 503,
     errors.StoreFull: 507,
 }
-"""The nearest ancestor wins. Our own routes, and `/rerank`, say 422 where the others say 400."""
+"""The nearest ancestor wins. Our own routes, and those of text-embeddings-inference, say 422 where others say 400."""
 
 TEI_STATUS: Mapping[type[ApplianceError], int] = {
     errors.Overloaded: 429,
@@ -39,6 +39,10 @@ TEI_STATUS: Mapping[type[ApplianceError], int] = {
 
 _TEI_TYPES: Mapping[int, str] = {400: "Empty", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 """Its `error_type`; other statuses below 500 are "Validation", those above "Backend"."""
+
+_TEI = frozenset(
+    {"/", "/embed", "/embed_all", "/embed_sparse", "/rerank", "/similarity", "/tokenize", "/decode", "/info"}
+)
 
 CODES: Mapping[type[ApplianceError], str] = {
     errors.ModelNotFound: "model_not_found",
@@ -90,8 +94,8 @@ def is_cohere(path: str) -> bool:
 
 
 def is_tei(path: str) -> bool:
-    """Whether a path belongs to text-embeddings-inference's API, of which there is `/rerank`."""
-    return path == "/rerank"
+    """Whether a path belongs to text-embeddings-inference's API."""
+    return path in _TEI
 
 
 def status_of(error: ApplianceError, path: str) -> int:

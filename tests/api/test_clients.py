@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import ollama
 import openai
@@ -241,3 +242,33 @@ class TestLangchain:
 
         assert np.dot(cat, kitten) > np.dot(cat, train) + 0.2
         chain.client._client.close()
+
+
+class TestHuggingFace:
+    @pytest.mark.parametrize("path", ["", "/embed"])
+    def test_its_client_extracts_features(self, live: Any, gpt: openai.OpenAI, path: str) -> None:
+        client = huggingface_hub.InferenceClient(f"{live.url}{path}")
+
+        one = client.feature_extraction(TEXTS[0], normalize=True, truncate=True, truncation_direction="right")
+        many = client.feature_extraction(TEXTS, prompt_name="document")
+
+        plain = gpt.embeddings.create(model="hash", input=TEXTS)
+        assert one.shape == (1, 1024)
+        assert near(one[0], plain.data[0].embedding)
+        assert near(many, [each.embedding for each in plain.data])
+
+    @pytest.mark.parametrize("path", ["", "/similarity"])
+    def test_its_client_compares_sentences(self, live: Any, path: str) -> None:
+        client = huggingface_hub.InferenceClient(f"{live.url}{path}")
+
+        found = client.sentence_similarity(TEXTS[0], other_sentences=[TEXTS[1], TEXTS[4]])
+
+        assert found[1] == pytest.approx(1.0)
+        assert -1 <= found[0] < 0.9
+
+    def test_its_client_reads_our_errors(self, live: Any) -> None:
+        client = huggingface_hub.InferenceClient(f"{live.url}/embed")
+
+        with pytest.raises(huggingface_hub.errors.HfHubHTTPError) as refused:
+            client.feature_extraction("x", prompt_name="poem")
+        assert refused.value.response.status_code == 422

@@ -20,13 +20,20 @@ DIALECTS = {
     "/v1/rerank": "openai",
     "/v2/rerank": "cohere",
     "/rerank": "tei",
+    "/embed": "tei",
+    "/similarity": "tei",
+    "/": "tei",
+    "/v1/embeddings/generate": "openai",
+    "/encode": "problem",
 }
+
+TEI = {"/", "/embed", "/embed_all", "/embed_sparse", "/rerank", "/similarity", "/tokenize", "/decode", "/info"}
 
 
 def dialect(path: str) -> str:
     if path.startswith("/v1/") or path.split("/")[1] in {"embeddings", "models"}:
         return "openai"
-    if path == "/rerank":
+    if path in TEI:
         return "tei"
     if path.startswith("/v2/"):
         return "cohere"
@@ -88,7 +95,7 @@ def test_every_path_refuses_other_methods_in_its_shape(client: httpx.Client, ope
     "path",
     [
         *["/nothing", "/v1/nothing", "/api/nothing", "/v1", "/api", "/v10", "/apis", "/v1/", "/embeddings/x"],
-        *["/v2", "/v2/nothing", "/v20", "/rerank/x"],
+        *["/v2", "/v2/nothing", "/v20", "/rerank/x", "/embed/", "/info/x", "/decoder"],
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
@@ -179,6 +186,7 @@ def failing() -> Iterator[TestClient]:
     @app.get("/api/{name}")
     @app.get("/ours/{name}")
     @app.get("/rerank")
+    @app.get("/embed")
     async def fail(name: str) -> None:
         raise RAISED[name]
 
@@ -226,10 +234,13 @@ def test_each_class_of_error_has_its_status_in_every_api(
         ("mistake", 500),
     ],
 )
-def test_rerank_says_what_text_embeddings_inference_would(failing: TestClient, name: str, status: int) -> None:
-    answer = failing.get("/rerank", params={"name": name})
+@pytest.mark.parametrize("path", ["/rerank", "/embed"])
+def test_its_routes_say_what_text_embeddings_inference_would(
+    failing: TestClient, path: str, name: str, status: int
+) -> None:
+    answer = failing.get(path, params={"name": name})
 
-    assert is_shaped(answer, "/rerank", status), answer.text
+    assert is_shaped(answer, path, status), answer.text
 
 
 @pytest.mark.parametrize(("root", "status"), [("/v1", 400), ("/v2", 400), ("/api", 400), ("/ours", 422)])

@@ -246,7 +246,7 @@ def test_an_unknown_input_type_is_refused(client: httpx.Client) -> None:
     assert "clustering" in error["message"]
 
 
-@pytest.mark.parametrize("given", [True, False, None, [], ["hash"]])
+@pytest.mark.parametrize("given", [True, False, None, [], ["all-minilm-l6-v2"]])
 def test_use_fallback_is_a_word_or_names(client: httpx.Client, given: Any) -> None:
     assert ask(client, "x", use_fallback=given).status_code == 200
 
@@ -462,3 +462,11 @@ def test_the_request_is_documented(client: httpx.Client) -> None:
     assert {"input", "model", "encoding_format", "dimensions"} <= set(properties)
     assert len(properties["input"]["oneOf"]) == 4
     assert "$defs" not in str(operation["requestBody"])
+
+
+def test_a_chain_that_comes_back_or_names_nobody_is_refused(client: httpx.Client) -> None:
+    again = refusal(ask(client, "x", use_fallback=["hash"]))
+    nobody = refusal(ask(client, "x", use_fallback=["nobody"]), 404)
+
+    assert "comes back to hash" in again["message"]
+    assert "`nobody`" in nobody["message"]
