@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from appliance.embedding.batcher import Batcher
-from appliance.embedding.cache import EmbeddingCache, Entry
+from appliance.embedding.caches.cache import EmbeddingCache
+from appliance.embedding.caches.entry import Entry
 from appliance.embedding.engine import (
     EmbeddingEngine,
     Image,
@@ -46,6 +47,9 @@ _MAX_IDS = 1 << 20
 
 _IMAGES = 4
 """Images decoded at a time: each is some hundred kilobytes, whatever its file was."""
+
+_LONG = 1 << 19
+"""Characters or bytes that are hashed on a thread: it takes about a millisecond."""
 
 _Row: TypeAlias = Vector | Matrix | Sparse
 
@@ -311,14 +315,17 @@ class Embedder(Serving[_Row]):
             else:
                 about = f"{self.fingerprint}:{kind}:{wanted}:{'' if max_tokens is None else max_tokens}"
                 about += ":" if truncate else "!:"
+                keyed = partial(_keys, about, inputs)
+                is_long = sum(map(_length, inputs)) > _LONG
                 entries = await self._cache.through(
-                    [about + _digest(each) for each in inputs],
+                    await asyncio.to_thread(keyed) if is_long else keyed(),
                     lambda places: compute([prefixed[place] for place in places]),
+                    dimensions=wanted,
                 )
         result = Embeddings(
             self.spec.name,
             self.engine_label,
-            np.stack([entry.vector for entry in entries]) if entries else np.empty((0, wanted), np.float32),
+            _matrix(entries, wanted),
             tuple(entry.tokens for entry in entries),
             tuple(entry.truncated for entry in entries),
         )
@@ -447,10 +454,25 @@ def _run_alike(engine: EmbeddingEngine, prompts: Sequence[Prompt], output: Outpu
     return engine.run_sparse(prompts) if output == "sparse" else engine.run_tokens(prompts)
 
 
+def _matrix(entries: Sequence[Entry], dimensions: int) -> Matrix:
+    """The vectors as rows. Twice as fast as `np.stack`, which looks at each one's shape."""
+    if not entries:
+        return np.empty((0, dimensions), np.float32)
+    return np.concatenate([entry.vector for entry in entries]).reshape(len(entries), dimensions)
+
+
 def _fingerprint(spec: ModelSpec, label: str, identity: str) -> str:
     """The card's name, for people, and what tells it from any other model's or any change of this one."""
     card = spec.model_dump_json(exclude={"aliases", "description", "license", "fallback"})
     return f"{spec.name}@{hashlib.sha256(f'{label} {identity} {card}'.encode()).hexdigest()[:16]}"
+
+
+def _keys(about: str, inputs: Sequence[Input]) -> list[str]:
+    return [about + _digest(each) for each in inputs]
+
+
+def _length(given: Input) -> int:
+    return len(given.data if isinstance(given, Image) else given)
 
 
 def _digest(given: Input) -> str:
