@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from appliance import __version__
 from appliance.api import (
+    cache,
     collections,
     documents,
     errors,
@@ -29,6 +30,7 @@ from appliance.api.deps import Appliance
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.database import Database
+from appliance.embedding.caches.cache import EmbeddingCache, open_cache
 from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
 from appliance.embedding.engines import open_engine, open_reranker
 from appliance.embedding.engines.rkllm.board import Npu, this_board
@@ -67,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
-    for room in (openai, generate, ollama, rerank, tei, similarity, documents, collections, search, health):
+    for room in (openai, generate, ollama, rerank, tei, similarity, documents, collections, search, cache, health):
         app.include_router(room.router)
     errors.install(app)
     # the last one added is the first to see a request
@@ -94,7 +96,9 @@ def read_models(settings: Settings) -> list[Card]:
     return [*cards, *_simulated(settings).cards] if settings.simulate_npu else cards
 
 
-def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Registry:
+def create_registry(
+    settings: Settings, *, metrics: Metrics | None = None, cache: EmbeddingCache | None = None
+) -> Registry:
     """Every model the settings know of, none of them loaded. Call it inside the event loop that will use it.
 
     Raises:
@@ -124,6 +128,7 @@ def create_registry(settings: Settings, *, metrics: Metrics | None = None) -> Re
         keep_alive=settings.keep_alive,
         memory=settings.memory_budget,
         max_waiting=settings.max_pending,
+        cache=cache,
         on_batch=None if metrics is None else metrics.engine_called,
         on_embed=None if metrics is None else metrics.embedded,
         on_rerank=None if metrics is None else metrics.reranked,
@@ -161,7 +166,11 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(asyncio.to_thread, store.close)
     if settings.simulate_npu:
         await asyncio.to_thread(_simulated, settings)  # compiled here, so that it is there below
-    registry = create_registry(settings, metrics=metrics)
+    cache = _cache(settings, metrics)
+    if cache is not None:
+        stack.push_async_callback(cache.close)
+        metrics.follow("cache_entries", lambda: len(cache))
+    registry = create_registry(settings, metrics=metrics, cache=cache)
     stack.push_async_callback(registry.close)
     if settings.engine == "npu":
         await _load_default(registry)  # or no start at all
@@ -199,10 +208,23 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         ingestor=ingestor,
         retriever=retriever,
         metrics=metrics,
+        cache=cache,
         token_ids=settings.token_ids,
         strict_openai=settings.strict_openai,
         wait=settings.wait,
         max_pending=settings.max_pending,
+    )
+
+
+def _cache(settings: Settings, metrics: Metrics) -> EmbeddingCache | None:
+    return open_cache(
+        entries=settings.cache_entries,
+        ttl=settings.cache_ttl,
+        path=settings.cache / "embeddings.db" if settings.cache_on_disk else None,
+        size=settings.cache_disk_size,
+        redis_url=settings.redis_url.get_secret_value(),
+        redis_ttl=settings.redis_ttl,
+        on_lookup=metrics.cache_asked,
     )
 
 

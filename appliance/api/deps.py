@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, Validati
 from appliance.api.errors import invalid
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
+from appliance.embedding.caches.cache import EmbeddingCache
 from appliance.embedding.embedder import Embeddings, PerToken
 from appliance.embedding.registry import Registry
 from appliance.embedding.reranker import Scores
@@ -51,6 +52,7 @@ class Appliance:
         ingestor: the one door through which they change.
         retriever: finds them.
         metrics: what was counted.
+        cache: remembers embeddings; None where the settings want none.
         wait: seconds that a caller of `POST /documents` waits who does not say how long.
         token_ids: whose token ids the arrays of `/v1/embeddings` are: OpenAI's cl100k_base, the model's own, nobody's.
         strict_openai: refuse the empty string on `/v1/embeddings`, as OpenAI does.
@@ -64,6 +66,7 @@ class Appliance:
     ingestor: Ingestor
     retriever: Retriever
     metrics: Metrics
+    cache: EmbeddingCache | None = None
     wait: float = 10.0
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"  # noqa: S105 - tokens of a text
     strict_openai: bool = False

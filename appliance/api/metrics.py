@@ -45,6 +45,8 @@ class Metrics:
             "embed_padding_ratio", "Share of a batch that is padding.", "model", buckets=_SHARES
         )
         self._batch = self._histogram("embed_batch_size", "Inputs of one batch.", "model", buckets=_INPUTS)
+        self._cache_hits = self._counter("cache_hits", "Embeddings found in a layer of the cache.", "layer")
+        self._cache_misses = self._counter("cache_misses", "Embeddings looked for in a layer in vain.", "layer")
         self._search_seconds = self._histogram("search_seconds", "Stages of a search.", "stage")
         self._search_results = self._histogram("search_results", "Matches of one search.", "mode", buckets=_INPUTS)
         self._ingested = self._counter("ingest_documents", "Documents that reached a state.", "state")
@@ -52,6 +54,7 @@ class Metrics:
             "queue_depth": self._gauge("queue_depth", "Inputs waiting for the engine."),
             "documents": self._gauge("documents", "Documents kept."),
             "chunks": self._gauge("chunks", "Chunks kept."),
+            "cache_entries": self._gauge("cache_entries", "Embeddings remembered in memory."),
         }
         memory = self._gauge("process_resident_memory_bytes", "Resident memory of this process.")
         memory.set_function(resident_memory)
@@ -97,6 +100,13 @@ class Metrics:
         """An NPU process was begun anew: `exit`, `failed`, `hang`, `load`, `memory`, or a signal's name."""
         self._restarts.labels(model, reason).inc()
 
+    def cache_asked(self, layer: str, hits: int, misses: int) -> None:
+        """A layer of the cache, `memory`, `disk` or `redis`, was asked for embeddings."""
+        if hits:
+            self._cache_hits.labels(layer).inc(hits)
+        if misses:
+            self._cache_misses.labels(layer).inc(misses)
+
     def searched(self, mode: str, *, seconds: float, results: int) -> None:
         """A search in this mode was answered."""
         self._search_seconds.labels("total").observe(seconds)
@@ -107,7 +117,7 @@ class Metrics:
         self._ingested.labels(state).inc()
 
     def follow(self, gauge: str, read: Callable[[], float]) -> None:
-        """Ask `read` for `queue_depth`, `documents` or `chunks` at every scrape, from any thread; NaN if it raises."""
+        """Ask `read` for a gauge, `documents` or such, at every scrape, from any thread; NaN if it raises."""
 
         def value() -> float:
             try:

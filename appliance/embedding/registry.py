@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
+from appliance import __version__
 from appliance.embedding.breaker import Breaker
+from appliance.embedding.caches.cache import EmbeddingCache
 from appliance.embedding.embedder import Embedder, Embeddings
 from appliance.embedding.engine import EmbeddingEngine, Image, Input, RemoteEngine, RerankEngine
 from appliance.embedding.fit import Fit, on_npu
@@ -75,7 +77,7 @@ class Registry:
         keep_alive: seconds a model stays after its last use; negative for ever.
         memory: bytes that loaded models may take, as far as their files tell it; 0 for no limit.
         max_waiting: requests that may wait for one model.
-        cache: remembers what was embedded.
+        cache: remembers what embedders answered; the registry does not close it.
         on_batch: told model, engine, the tokens of each input, and the seconds, of every engine call; from the engines'
             threads.
         on_embed: told every answer of an embedder, and the seconds it took; on the event loop.
@@ -103,6 +105,7 @@ class Registry:
         keep_alive: float = -1,
         memory: int = 0,
         max_waiting: int = 512,
+        cache: EmbeddingCache | None = None,
         on_batch: Callable[[str, str, Sequence[int], float], None] | None = None,
         on_embed: Callable[[Embeddings, float], None] | None = None,
         on_rerank: Callable[[Scores], None] | None = None,
@@ -118,6 +121,7 @@ class Registry:
         self._keep_alive = keep_alive
         self._memory = memory
         self._max_waiting = max_waiting
+        self._cache = cache
         self._on_batch = on_batch
         self._on_embed = on_embed
         self._on_rerank = on_rerank
@@ -575,12 +579,25 @@ class Registry:
 
     def _opened(self, spec: ModelSpec) -> Embedder:
         """Blocking."""
+        identity = self._identity(spec)
         embedder = Embedder(
             spec,
             self._open_engine(spec),
             max_waiting=self._max_waiting,
+            cache=self._cache,
+            identity=identity,
             on_batch=self._on_batch and partial(self._on_batch, spec.name, spec.engine),
             on_embed=self._on_embed,
         )
         embedder.stand_in = partial(self._stand_in, spec)
         return embedder
+
+    def _identity(self, spec: ModelSpec) -> str:
+        """What vectors depend on besides the card, which has the hashes of the other files: those that the owner
+        brought, and what computes. Blocking.
+        """
+        if not isinstance(spec, HasFiles) or not spec.own:
+            return __version__
+        paths = self._files.paths(spec)
+        stats = [(name, paths[name].stat()) for name in sorted(spec.own)]
+        return " ".join([__version__, *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)])
