@@ -22,17 +22,17 @@ HERE = Path(__file__).resolve().parent
 MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
-SECTIONS = ("start", "single", "batch", "ingest", "memory", "npu")
+SECTIONS = ("start", "single", "batch", "cache", "ingest", "memory", "npu")
 """`npu` needs a C compiler, and no model."""
 
 
-def embedding_bodies(*, words: int, inputs: int, count: int, seed: int) -> list[str]:
-    """Requests to /v1/embeddings, no text twice, for whatever model is the default."""
+def embedding_bodies(*, words: int, inputs: int, count: int, seed: int, **more: object) -> list[str]:
+    """Requests to /v1/embeddings, no text twice, for whatever model is the default; `more` goes into each."""
     source = texts(words, seed=seed)
     bodies = []
     for _ in range(count):
         given = [next(source) for _ in range(inputs)]
-        bodies.append(json.dumps({"model": "text-embedding-3-small", "input": given}))
+        bodies.append(json.dumps({"model": "text-embedding-3-small", "input": given, **more}))
     return bodies
 
 
@@ -88,6 +88,35 @@ def batch(plan: Plan, server: Server, clients: Worker, engine: Worker) -> tuple[
     )
 
 
+def cache(plan: Plan, source: Path, model: str, clients: Worker, engine: Worker) -> tuple[object, ...]:
+    """64 short texts a request that were all sent before, as base64, from one client: the server's rate and what each
+    costs it, against the engine's time for one.
+    """
+    bodies = embedding_bodies(words=SHORT, inputs=64, count=100, seed=6, encoding_format="base64")
+    given = [text for body in bodies[:20] for text in json.loads(body)["input"]]
+    rates, cpu, ratios = [], [], []
+    with appliance(source, model, remembers=True) as server:
+        clients.run(port=server.port, path="/v1/embeddings", bodies=bodies, clients=1, seconds=None)
+        computed = get(server.port, "/cache")["misses"]
+        for _ in range(plan.rounds):
+            own = engine.run(texts=given, batch=32, seconds=plan.seconds / 2)
+            before = server.cpu()
+            hits = clients.run(port=server.port, path="/v1/embeddings", bodies=bodies, clients=1, seconds=plan.seconds)
+            done = 64 * hits["requests"]
+            cpu.append((server.cpu() - before) / done)
+            rates.append(done / hits["seconds"])
+            ratios.append(rates[-1] * own["seconds"] / own["texts"])
+        if get(server.port, "/cache")["misses"] != computed:
+            raise BenchFailed("texts were computed that had been sent before")
+    return (
+        f"{median(rates) / median(ratios):.0f}",
+        f"{median(rates):.0f}",
+        f"{1e6 * median(cpu):.1f}",
+        f"{1 / median(cpu):.0f}, {met(1 / median(cpu), 5000, least=True)}",
+        f"{median(ratios):.0f}, {met(median(ratios), 20, least=True)}",
+    )
+
+
 def ingest(plan: Plan, server: Server, clients: Worker, engine: Worker, *, folder: Path | None) -> tuple[object, ...]:
     """A collection put in through POST /documents against the engine on the same chunks, batched as it likes."""
     everything = documents(plan.documents, folder=folder, seed=3)
@@ -132,6 +161,8 @@ def measured(plan: Plan, source: Path, models: Sequence[str], *, only: Sequence[
                 rows["single"].append((model, *single(plan, server, clients, engine)))
             if "batch" in only:
                 rows["batch"].append((model, *batch(plan, server, clients, engine)))
+            if "cache" in only:
+                rows["cache"].append((model, *cache(plan, source, model, clients, engine)))
             if "ingest" in only:
                 rows["ingest"].append((model, *ingest(plan, server, clients, engine, folder=folder)))
             memory = server.memory()
@@ -143,6 +174,11 @@ def measured(plan: Plan, source: Path, models: Sequence[str], *, only: Sequence[
             "32 inputs of 64 tokens, 4 clients",
             *("model", "engine, texts/s", "server, texts/s", "engine, CPU ms/text", "server, CPU ms/text", "ratio"),
             "target",
+        ),
+        "cache": (
+            "64 short inputs that were sent before, as base64, 1 client",
+            *("model", "engine, texts/s", "server, texts/s", "server, CPU µs/text", "texts/s of one core"),
+            "times the engine's texts/s",
         ),
         "ingest": (
             "Ingesting a collection",

@@ -31,8 +31,14 @@ def installed(cache: Path, models: Sequence[str]) -> Path:
 
 
 @contextmanager
-def appliance(source: Path, model: str) -> Iterator[Server]:
-    """A running appliance with an empty database and the installed models of `source`."""
+def appliance(source: Path, model: str, *, remembers: bool = False) -> Iterator[Server]:
+    """A running appliance with an empty database and the installed models of `source`.
+
+    Args:
+        source: a data directory.
+        model: the default model.
+        remembers: keep the cache of embeddings on; otherwise texts sent again are computed again.
+    """
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as folder:
         data = Path(folder)
         for name in ("models", "cache"):
@@ -40,6 +46,8 @@ def appliance(source: Path, model: str) -> Iterator[Server]:
                 shutil.copytree(source / name, data / name, copy_function=_linked)
         port = free_port()
         command = [*PROGRAM, "serve", "--data", folder, "--model", model, "--port", str(port)]
+        if not remembers:
+            (data / "appliance.toml").write_text("cache_entries = 0\n")
         with serving(command, port=port, log=data / "server.log") as server:
             yield server
 
