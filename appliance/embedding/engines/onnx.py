@@ -1,7 +1,9 @@
 """Runs a model on the CPU with ONNX Runtime: a graph built from safetensors, or a ready-made `.onnx` file."""
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,16 +17,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loa
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
 from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Token
+from appliance.embedding.engines.graphs.weights import INDEX, WHOLE, sources
 from appliance.embedding.pooling import Pooling, pooled
 from appliance.embedding.spec import OnnxRerankerSpec, OnnxSpec
 from appliance.embedding.tokenizer import Tokenizer
 from appliance.errors import EngineFailed, EngineUnavailable
 
-_GRAPH = "1"
-"""Goes up whenever `bert` or `quantize` write another graph, so that no old one is loaded from the cache."""
-
-_SOURCES = ("config.json", "model.safetensors")
-"""What a graph is built from."""
+_GRAPH = "2"
+"""Goes up whenever `graphs` writes another graph, so that no old one is loaded from the cache."""
 
 BATCH_TOKENS = 512
 """Larger batches fall out of the processor's cache: a third slower at 4,096 tokens."""
@@ -171,7 +171,7 @@ def check_tokenizer(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path]
 
 def open_graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
     """Open a card's graph, built first where its files are safetensors. Arguments and errors as for `open_onnx`."""
-    if "model.safetensors" not in paths:
+    if not any(name in paths for name in (*WHOLE, *INDEX)):
         return Graph(_session(_self_contained(paths)))
     session = _session_of_built(spec, paths, cache=cache, threads=threads or cores())
     longest = int(session.get_modelmeta().custom_metadata_map["max_tokens"])
@@ -222,20 +222,45 @@ def _session_of_built(
 
 
 def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path) -> Path:
-    """The cached graph of a model; built first, in a process of its own, if it is not there."""
-    missing = [name for name in _SOURCES if name not in paths]
+    """The cached graph of a model; built first, in a process of its own, if it is not there.
+
+    Beside it lie its large constants, in a file of the same name and `.data`.
+    """
+    if "config.json" not in paths:
+        raise EngineUnavailable(f"the card {spec.name} lists no config.json")
+    names = ["config.json", *sources(paths)]
+    missing = [name for name in names if name not in paths]
     if missing:
         raise EngineUnavailable(f"the card {spec.name} lists no {missing[0]}")
-    identity = [*(_sha256(spec, name, paths[name]) for name in _SOURCES), spec.precision, _GRAPH]
+    identity = [*(_sha256(spec, name, paths[name]) for name in names), spec.precision, _GRAPH]
     if spec.task != "embed":
         identity.append(spec.task)
     graph = cache / "graphs" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}.onnx"
     if graph.exists():
         return graph
-    files = [str(path.resolve()) for path in (*(paths[name] for name in _SOURCES), graph)]
+    order = {
+        "files": {name: str(paths[name].resolve()) for name in names},
+        "target": str(graph.resolve()),
+        "precision": spec.precision,
+        "task": spec.task,
+    }
+    build_graph(spec.name, order)
+    return graph
+
+
+def build_graph(name: str, order: Mapping[str, Any]) -> None:
+    """Have a graph built in a process of its own.
+
+    Args:
+        name: of the card.
+        order: a `graphs.build.Order`.
+
+    Raises:
+        EngineUnavailable: the model cannot be built; the message says why.
+    """
     try:
         subprocess.run(  # noqa: S603  our own module, with paths of our own
-            [sys.executable, "-m", "appliance.embedding.engines.bert", *files, spec.precision, spec.task],
+            [sys.executable, "-m", "appliance.embedding.engines.graphs.build", json.dumps(order)],
             cwd=Path(__file__).parents[3],  # where `appliance` lies, so that it is found wherever we were started
             check=True,
             capture_output=True,
@@ -245,14 +270,15 @@ def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cach
     except subprocess.CalledProcessError as error:
         error.add_note(error.stderr)
         why = error.stdout.strip() or f"the builder ended with status {error.returncode}"
-        raise EngineUnavailable(f"{spec.name} cannot be made ready for ONNX Runtime: {why}") from error
-    return graph
+        raise EngineUnavailable(f"{name} cannot be made ready for ONNX Runtime: {why}") from error
 
 
 def _sha256(spec: OnnxSpec | OnnxRerankerSpec, name: str, path: Path) -> str:
-    """Of a file: as the card has it, or of what the owner brought."""
+    """Of a file: as the card has it, as the name of a file that was checked when it came says, or of its content."""
     if name in spec.files:
         return spec.files[name].sha256
+    if known := re.fullmatch(r"sha256-([0-9a-f]{64})", path.resolve().name):
+        return known[1]
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

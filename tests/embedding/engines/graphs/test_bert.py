@@ -12,7 +12,7 @@ import onnxruntime  # type: ignore[import-untyped]  # ships no types
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from appliance.embedding.engines.bert import bert_graph, build, read_config, read_weights
+from appliance.embedding.engines.graphs.build import Order, build, read_config
 from appliance.errors import EngineUnavailable
 
 Array = npt.NDArray[Any]
@@ -84,12 +84,21 @@ def cosines(ours: Array, theirs: Array) -> Array:
     return result
 
 
+def order(tiny: Any, name: str = "graph", **changes: Any) -> Order:
+    files = {name: tiny.paths[name] for name in ("config.json", "model.safetensors")}
+    return Order(files=files, target=tiny.folder.parent / f"{name}.onnx", **changes)
+
+
+def built(tiny: Any, **changes: Any) -> onnxruntime.InferenceSession:
+    wanted = order(tiny, **changes)
+    wanted.target.unlink(missing_ok=True)
+    build(wanted)
+    return onnxruntime.InferenceSession(wanted.target, providers=["CPUExecutionProvider"])
+
+
 def hidden_states(tiny: Any, *, precision: Any = "fp32") -> Array:
     """What the built graph gives for IDS and MASK."""
-    config = read_config(tiny.paths["config.json"])
-    weights = read_weights(tiny.paths["model.safetensors"], config)
-    model = bert_graph(config, weights, precision=precision).SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = built(tiny, precision=precision)
     (states,) = session.run(["last_hidden_state"], {"input_ids": IDS, "attention_mask": MASK})
     result: Array = states
     return result
@@ -127,10 +136,7 @@ TYPES = np.array([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0]])
 
 def logits(tiny: Any, *, precision: Any = "fp32") -> Array:
     """What the built graph of a reranker gives for IDS, MASK and, where it takes them, TYPES."""
-    config = read_config(tiny.paths["config.json"])
-    weights = read_weights(tiny.paths["model.safetensors"], config, task="rerank")
-    model = bert_graph(config, weights, precision=precision, task="rerank").SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = built(tiny, precision=precision, task="rerank")
     values = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}
     (result,) = session.run(["logits"], {item.name: values[item.name] for item in session.get_inputs()})
     found: Array = result
@@ -176,7 +182,7 @@ def test_token_types_matter_to_a_reranker(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"id2label": {}}, r"classifier\.weight is F32 \(1, 32\), not F32 or F16 \(0, 32\)"),
+        ({"id2label": {}}, r"classifier\.weight is F32 \(1, 32\), not F32, F16 or BF16 \(0, 32\)"),
         ({"id2label": {"0": "a", "1": "b", "2": "c"}}, r"classifier\.weight is F32 \(1, 32\)"),
         ({"model_type": "roberta"}, "classifier.dense.weight"),
     ],
@@ -269,7 +275,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tiny: Any, change: Any, mes
     damaged(tiny, change)
 
     with pytest.raises(EngineUnavailable, match=message):
-        read_weights(tiny.paths["model.safetensors"], read_config(tiny.paths["config.json"]))
+        built(tiny)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 500, -10])
@@ -278,24 +284,26 @@ def test_a_cut_off_file_is_refused(tiny: Any, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
     with pytest.raises(EngineUnavailable, match=r"model\.safetensors"):
-        read_weights(path, read_config(tiny.paths["config.json"]))
+        built(tiny)
 
 
 def test_what_an_interrupted_build_left_is_written_over(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "graph.part").write_bytes(b"half a graph" * 100_000)
 
-    build(tiny.paths["config.json"], tiny.paths["model.safetensors"], tmp_path / "graph.onnx", precision="fp32")
+    (tmp_path / "graph.data").write_bytes(b"half its numbers" * 100_000)
+    (tmp_path / "peaks-left").mkdir()
 
-    onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
-    assert not (tmp_path / "graph.part").exists()
+    built(tiny)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph.data", "graph.onnx", "tiny"]
 
 
 def test_builders_at_once_leave_one_whole_graph(tiny: Any, tmp_path: Path) -> None:
-    files = [tiny.paths["config.json"], tiny.paths["model.safetensors"], tmp_path / "graph.onnx"]
-    command = [sys.executable, "-m", "appliance.embedding.engines.bert", *map(str, files), "int8", "embed"]
+    wanted = order(tiny, precision="int8").model_dump_json()
+    command = [sys.executable, "-m", "appliance.embedding.engines.graphs.build", wanted]
 
     builders = [subprocess.Popen(command) for _ in range(3)]
 
     assert [builder.wait(60) for builder in builders] == [0, 0, 0]
-    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["graph.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["graph.data", "graph.onnx"]
     onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])

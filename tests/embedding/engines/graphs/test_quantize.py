@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from appliance.embedding.engines.quantize import Floats, per_channel, smoothing
+from appliance.embedding.engines.graphs.quantize import Floats, per_channel, smoothing
 
 
 @pytest.fixture(params=["ordinary", "one sign", "odd rows", "spikes"])
