@@ -1,5 +1,6 @@
 """What tests of every room share: real servers on loopback, and the real model where it can be had."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 import tokenizers
 import uvicorn
 from fastapi import FastAPI
 from onnx import TensorProto, helper
+from safetensors.numpy import save_file
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from appliance import logs
@@ -269,6 +272,120 @@ def live_reranking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     server = serve(data)
     yield server
     server.stop()
+
+
+CLIP = """
+name = "tiny-clip"
+aliases = ["someone/Tiny-CLIP"]
+description = "Sees and reads, and has learnt nothing."
+license = "mit"
+engine = "clip"
+family = "clip"
+dimensions = 24
+max_tokens = 16
+own = ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+"""
+
+CLIP_CONFIG: dict[str, Any] = {
+    "model_type": "clip",
+    "projection_dim": 24,
+    "text_config": {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 20,
+        "eos_token_id": 63,
+    },
+    "vision_config": {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    },
+}
+
+
+def _clip_weights() -> dict[str, Any]:
+    """Random weights of `CLIP_CONFIG`, as transformers name them."""
+    random = np.random.default_rng(5)
+    weights: dict[str, Any] = {}
+
+    def put(name: str, *shape: int, around: float = 0.0, spread: float = 0.3) -> None:
+        weights[name] = (around + spread * random.standard_normal(shape)).astype(np.float32)
+
+    def norm(name: str, size: int) -> None:
+        put(f"{name}.weight", size, around=1.0)
+        put(f"{name}.bias", size)
+
+    def tower(at: str, config: dict[str, int]) -> None:
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        for layer in range(config["num_hidden_layers"]):
+            here = f"{at}.encoder.layers.{layer}"
+            shapes = {f"self_attn.{part}_proj": (hidden, hidden) for part in ("q", "k", "v", "out")}
+            for name, shape in {**shapes, "mlp.fc1": (inner, hidden), "mlp.fc2": (hidden, inner)}.items():
+                put(f"{here}.{name}.weight", *shape)
+                put(f"{here}.{name}.bias", shape[0])
+            norm(f"{here}.layer_norm1", hidden)
+            norm(f"{here}.layer_norm2", hidden)
+
+    text, vision, common = CLIP_CONFIG["text_config"], CLIP_CONFIG["vision_config"], CLIP_CONFIG["projection_dim"]
+    put("text_model.embeddings.token_embedding.weight", text["vocab_size"], text["hidden_size"], spread=1)
+    put("text_model.embeddings.position_embedding.weight", text["max_position_embeddings"], text["hidden_size"])
+    tower("text_model", text)
+    norm("text_model.final_layer_norm", text["hidden_size"])
+    put("text_projection.weight", common, text["hidden_size"])
+    patch, hidden = vision["patch_size"], vision["hidden_size"]
+    put("vision_model.embeddings.class_embedding", hidden)
+    put("vision_model.embeddings.patch_embedding.weight", hidden, 3, patch, patch)
+    put("vision_model.embeddings.position_embedding.weight", (vision["image_size"] // patch) ** 2 + 1, hidden)
+    norm("vision_model.pre_layrnorm", hidden)
+    tower("vision_model", vision)
+    norm("vision_model.post_layernorm", hidden)
+    put("visual_projection.weight", common, hidden)
+    weights["logit_scale"] = np.array(2.6, np.float32)
+    return weights
+
+
+def _bring_clip(data: Path) -> None:
+    folder = data / "models" / "tiny-clip"
+    for each in (data / "cards", folder):
+        each.mkdir(parents=True, exist_ok=True)
+    (data / "cards" / "tiny-clip.toml").write_text(CLIP)
+    (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
+    save_file(_clip_weights(), folder / "model.safetensors")
+    processor: dict[str, Any] = {
+        "size": 32,
+        "crop_size": 32,
+        "resample": 3,
+        "do_center_crop": True,
+        "do_normalize": True,
+    }
+    processor |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    words = "<|startoftext|> [UNK] a photo of red green blue cat dog otter the in at"
+    ids = {word: index for index, word in enumerate(words.split())} | {"<|endoftext|>": 63}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))  # noqa: S106  no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 63)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., Live]:
+    """`serve`: a server for longer than a test, which whoever starts it stops."""
+    return serve
+
+
+@pytest.fixture(scope="session")
+def bring_clip() -> Callable[[Path], None]:
+    """Puts a model for texts and images into a data directory, `tiny-clip`: random weights, 24 dimensions."""
+    return _bring_clip
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -50,6 +51,9 @@ _IMAGES = 4
 
 _LONG = 1 << 19
 """Characters or bytes that are hashed on a thread: it takes about a millisecond."""
+
+_DECODERS = 2
+"""Threads that decode images."""
 
 _Row: TypeAlias = Vector | Matrix | Sparse
 
@@ -121,6 +125,8 @@ class Embedder(Serving[_Row]):
             run = partial(_run, self._local)
             batcher = batched(self._local, run, max_waiting=max_waiting, on_batch=on_batch)
         super().__init__(engine, batcher)
+        # threads of their own, which end with it: many large images must not keep a search waiting for one
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decode") if spec.takes_images else None
         self.spec = spec
         self.fingerprint = _fingerprint(spec, self.engine_label, identity)
         """What vectors of this model are remembered under: equal for equal vectors only."""
@@ -411,6 +417,8 @@ class Embedder(Serving[_Row]):
     ) -> list[Prompt]:
         assert self._local is not None  # noqa: S101 - for mypy: a remote engine prepares nothing
         prepare = partial(_prepare, self._local, inputs, truncate=truncate, max_tokens=max_tokens, output=output)
+        if self._decoders is not None and any(isinstance(each, Image) for each in inputs):
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, prepare)
         return prepare() if _is_short(inputs) else await asyncio.to_thread(prepare)
 
     async def _rows(self, prompts: Sequence[Prompt], *, background: bool) -> list[Any]:

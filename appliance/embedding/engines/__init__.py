@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 def open_engine(
-    spec: ModelSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
+    spec: ModelSpec,
+    paths: Mapping[str, Path],
+    *,
+    cache: Path,
+    threads: int = 0,
+    npu: Npu | None = None,
+    max_pixels: int = 50_000_000,
 ) -> EmbeddingEngine | RemoteEngine:
     """Open the engine that a card asks for. Blocking.
 
@@ -28,6 +34,7 @@ def open_engine(
         cache: folder for what an engine makes of the files, and can make again.
         threads: cores to use; 0 for all.
         npu: what the settings say of models on the NPU; the defaults if left out.
+        max_pixels: of an image at most, for a model that takes images.
 
     Raises:
         EngineUnavailable: a file is missing or cannot be used, or a package is not installed.
@@ -49,7 +56,11 @@ def open_engine(
                 from appliance.embedding.engines.rkllm.engine import open_rkllm
 
                 return open_rkllm(spec, paths, npu=npu or Npu())
-            case ClipSpec() | RemoteSpec():
+            case ClipSpec():
+                from appliance.embedding.engines.clip import open_clip
+
+                return open_clip(spec, paths, cache=cache, threads=threads, max_pixels=max_pixels)
+            case RemoteSpec():
                 raise NotImplementedError
 
 

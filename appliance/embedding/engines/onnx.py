@@ -19,7 +19,7 @@ import onnxruntime  # type: ignore[import-untyped]  # ships no types
 from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Token
 from appliance.embedding.engines.graphs.weights import INDEX, WHOLE, sources
 from appliance.embedding.pooling import Pooling, pooled
-from appliance.embedding.spec import OnnxRerankerSpec, OnnxSpec
+from appliance.embedding.spec import ClipSpec, OnnxRerankerSpec, OnnxSpec
 from appliance.embedding.tokenizer import Tokenizer
 from appliance.errors import EngineFailed, EngineUnavailable
 
@@ -163,7 +163,7 @@ class Graph:
         self._session = None
 
 
-def check_tokenizer(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path]) -> None:
+def check_tokenizer(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path]) -> None:
     """EngineUnavailable where a card lists no tokenizer."""
     if "tokenizer.json" not in paths:
         raise EngineUnavailable(f"the card {spec.name} lists no tokenizer.json")
@@ -173,7 +173,14 @@ def open_graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, 
     """Open a card's graph, built first where its files are safetensors. Arguments and errors as for `open_onnx`."""
     if not any(name in paths for name in (*WHOLE, *INDEX)):
         return Graph(_session(_self_contained(paths)))
-    session = _session_of_built(spec, paths, cache=cache, threads=threads or cores())
+    return open_text_graph(spec, paths, cache=cache, threads=threads)
+
+
+def open_text_graph(
+    spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0
+) -> Graph:
+    """Open the graph that is built of a card's files. Arguments and errors as for `open_onnx`."""
+    session = open_built(spec, paths, cache=cache, threads=threads)
     longest = int(session.get_modelmeta().custom_metadata_map["max_tokens"])
     if spec.max_tokens > longest:
         raise EngineUnavailable(f"the model takes {longest} tokens, its card {spec.name} says {spec.max_tokens}")
@@ -203,25 +210,31 @@ def _session(model: Path | bytes, *, spare: int = 0) -> onnxruntime.InferenceSes
         raise EngineUnavailable("ONNX Runtime cannot load the model: the file is damaged or not supported") from error
 
 
-def _session_of_built(
-    spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int
+def open_built(
+    spec: OnnxSpec | OnnxRerankerSpec | ClipSpec,
+    paths: Mapping[str, Path],
+    *,
+    cache: Path,
+    threads: int = 0,
+    task: str = "",
 ) -> onnxruntime.InferenceSession:
-    """Open the built graph; one that was damaged since it was built is built again.
+    """Open the graph that is built for a task, the card's if left out; one that was damaged since is built again.
 
     Opened by its path, not from bytes: the bytes of the file, and what is parsed from them, then never lie in memory
     side by side (168 MB instead of 251 after loading all-MiniLM-L6-v2).
     """
     # A lone fp32 question takes a quarter less time with one, and full batches 6 % more; int8 gains nothing by it.
-    spare = int(spec.precision == "fp32" and threads != 1)
-    graph = _graph(spec, paths, cache=cache)
+    spare = int(spec.precision == "fp32" and (threads or cores()) != 1)
+    task = task or spec.task
+    graph = _graph(spec, paths, cache=cache, task=task)
     try:
         return _session(graph, spare=spare)
     except EngineUnavailable:
         graph.unlink(missing_ok=True)
-        return _session(_graph(spec, paths, cache=cache), spare=spare)
+        return _session(_graph(spec, paths, cache=cache, task=task), spare=spare)
 
 
-def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path) -> Path:
+def _graph(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path], *, cache: Path, task: str) -> Path:
     """The cached graph of a model; built first, in a process of its own, if it is not there.
 
     Beside it lie its large constants, in a file of the same name and `.data`.
@@ -233,8 +246,8 @@ def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cach
     if missing:
         raise EngineUnavailable(f"the card {spec.name} lists no {missing[0]}")
     identity = [*(_sha256(spec, name, paths[name]) for name in names), spec.precision, _GRAPH]
-    if spec.task != "embed":
-        identity.append(spec.task)
+    if task != "embed":
+        identity.append(task)
     graph = cache / "graphs" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}.onnx"
     if graph.exists():
         return graph
@@ -242,7 +255,7 @@ def _graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cach
         "files": {name: str(paths[name].resolve()) for name in names},
         "target": str(graph.resolve()),
         "precision": spec.precision,
-        "task": spec.task,
+        "task": task,
     }
     build_graph(spec.name, order)
     return graph
@@ -273,7 +286,7 @@ def build_graph(name: str, order: Mapping[str, Any]) -> None:
         raise EngineUnavailable(f"{name} cannot be made ready for ONNX Runtime: {why}") from error
 
 
-def _sha256(spec: OnnxSpec | OnnxRerankerSpec, name: str, path: Path) -> str:
+def _sha256(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, name: str, path: Path) -> str:
     """Of a file: as the card has it, as the name of a file that was checked when it came says, or of its content."""
     if name in spec.files:
         return spec.files[name].sha256

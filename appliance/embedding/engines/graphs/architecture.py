@@ -10,9 +10,9 @@ from pydantic import BaseModel, PositiveInt
 
 from appliance.embedding.engines.graphs.writer import Graph
 
-Task: TypeAlias = Literal["embed", "rerank", "answer"]
-"""What the graph ends with: the last layer's states; the classification head on top of the first of them; or what a
-decoder's last token says of two words.
+Task: TypeAlias = Literal["embed", "see", "rerank", "answer"]
+"""What the graph ends with: the last layer's states, or a vector for each input; the same for images; the
+classification head on top of the first of the states; or what a decoder's last token says of two words.
 """
 
 

@@ -24,12 +24,16 @@ from pydantic import BaseModel, ValidationError
 
 from appliance.embedding.engines.graphs.architecture import Architecture, Task
 from appliance.embedding.engines.graphs.bert import Bert
+from appliance.embedding.engines.graphs.clip import ClipText, ClipVision
 from appliance.embedding.engines.graphs.weights import Floats, Weights
 from appliance.embedding.engines.graphs.writer import Graph, Precision
 from appliance.errors import EngineUnavailable
 
-_KNOWN: Mapping[str, type[Architecture]] = {"bert": Bert, "roberta": Bert, "xlm-roberta": Bert}
+_KNOWN: Mapping[str, type[Architecture]] = {"bert": Bert, "roberta": Bert, "xlm-roberta": Bert, "clip": ClipText}
 """Architectures by the `model_type` of `config.json`."""
+
+_SEEING: Mapping[str, type[Architecture]] = {"clip": ClipVision}
+"""The same of those that see."""
 
 _MAX_CONFIG = 1 << 20
 
@@ -55,7 +59,7 @@ class Order(BaseModel, frozen=True):
     words: tuple[int, int] | None = None
 
 
-def read_config(path: Path) -> Architecture:
+def read_config(path: Path, *, task: Task = "embed") -> Architecture:
     """Read a `config.json`.
 
     Raises:
@@ -68,20 +72,21 @@ def read_config(path: Path) -> Architecture:
             raise ValueError  # noqa: TRY004, TRY301  told as any other damage
     except (ValueError, RecursionError) as error:
         raise EngineUnavailable("config.json is no JSON object") from error
-    kind = _kind(config)
+    known = _SEEING if task == "see" else _KNOWN
+    kind = _kind(config, known)
     try:
-        return _KNOWN[kind].model_validate(config)
+        return known[kind].model_validate(config)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise EngineUnavailable(f"config.json: {where}: {first['msg']}".replace(": :", ":")) from error
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(config: Mapping[str, Any], known: Mapping[str, type[Architecture]]) -> str:
     """Which of the architectures a config is of."""
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in _KNOWN:
-        raise EngineUnavailable(f"config.json: model_type {str(kind)[:60]!r} is none of {', '.join(_KNOWN)}")
+    if not isinstance(kind, str) or kind not in known:
+        raise EngineUnavailable(f"config.json: model_type {str(kind)[:60]!r} is none of {', '.join(known)}")
     return kind
 
 
@@ -143,7 +148,7 @@ def build(order: Order) -> None:
     with _locked(target.parent):
         if target.exists():
             return
-        architecture = read_config(order.files["config.json"])
+        architecture = read_config(order.files["config.json"], task=order.task)
         data = target.with_suffix(".data")
         part = target.with_suffix(".part")
         data.unlink(missing_ok=True)  # whoever still has an old one mapped keeps it
