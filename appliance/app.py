@@ -108,7 +108,14 @@ def create_registry(
     npu = _npu(settings, metrics)
 
     def opened(spec: ModelSpec) -> EmbeddingEngine | RemoteEngine:
-        return open_engine(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
+        return open_engine(
+            spec,
+            files.paths(spec),
+            cache=settings.cache,
+            threads=settings.threads,
+            npu=npu,
+            max_pixels=settings.max_pixels,
+        )
 
     def opened_reranker(spec: RerankerSpec) -> RerankEngine:
         return open_reranker(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
@@ -181,6 +188,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         registry=registry,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap=settings.chunk_overlap,
+        max_pixels=settings.max_pixels,
         on_settled=metrics.ingested,
     )
     metrics.follow("queue_depth", registry.waiting)

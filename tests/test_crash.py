@@ -1,5 +1,6 @@
 """kill -9 during ingestion: no acknowledged document is lost, and nothing is left that belongs to no document."""
 
+import io
 import os
 import random
 import signal
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import PIL.Image
 import pytest
 
 from appliance.database import Database
@@ -96,6 +99,42 @@ def test_twenty_kills_lose_no_acknowledged_document_and_leave_no_orphan(tmp_path
             time.sleep(0.05)
     server.kill()
     assert orphans(tmp_path / "appliance.db") == []
+
+
+def test_images_that_were_acknowledged_before_a_kill_are_found_after_it(
+    bring_clip: Callable[[Path], None], tmp_path: Path
+) -> None:
+    bring_clip(tmp_path)
+    colours = ("red", "green", "blue", "white", "black")
+    server = Server(tmp_path)
+    server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        client.post("/collections", json={"name": "album", "model": "tiny-clip"}).raise_for_status()
+        files = [("file", (f"{colour}.png", square(colour), "image/png")) for colour in colours]
+        form = {"collection": "album", "wait": "0", "id": list(colours)}
+        answer = client.post("/documents", data=form, files=files)
+    server.kill()
+
+    server = Server(tmp_path)
+    server.wait_until_ready()
+
+    assert answer.status_code == 202
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        deadline = time.monotonic() + 30
+        while client.get("/collections/album").json()["documents"] != {"ready": len(colours)}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for colour in colours:
+            matches = client.get("/search", params={"collection": "album", "q": colour, "mode": "keyword"}).json()
+            assert [match["document"] for match in matches["matches"]] == [colour]
+    server.kill()
+    assert orphans(tmp_path / "appliance.db") == []
+
+
+def square(colour: str) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (40, 40), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def orphans(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from appliance.embedding.spec import RkllmSpec, read_card
@@ -97,6 +98,25 @@ def test_the_npu_pages_commands_work_on_a_simulated_one(start: Callable[..., Any
     embedded, loaded = answers
     assert len(embedded["data"][0]["embedding"]) == 1024
     assert [each["engine"] for each in loaded["models"]] == ["rkllm-simulated"]
+
+
+def test_the_images_pages_commands_work_with_a_tiny_model(
+    start: Callable[..., Any], bring_clip: Callable[[Path], None], tmp_path: Path
+) -> None:
+    bring_clip(tmp_path / "data")
+    server = start(data=tmp_path / "data")
+    for colour in ("red", "blue"):
+        PIL.Image.new("RGB", (40, 40), colour).save(tmp_path / f"{colour}.png")
+    commands = [block.replace("clip-vit-b-32", "tiny-clip") for block in blocks(ROOT / "docs" / "images.md")]
+
+    embedded, _, put, by_text, by_image = [answer for block in commands for answer in run(block, server.url, tmp_path)]
+
+    vectors = [each["embedding"] for each in embedded["data"]]
+    assert len(vectors) == 4
+    assert vectors[1] == pytest.approx(vectors[3], abs=1e-5)
+    assert [each["state"] for each in put["documents"]] == ["ready", "ready"]
+    assert len(by_text["matches"]) == 2
+    assert by_image["matches"][0]["title"] == "blue.png"
 
 
 @pytest.mark.parametrize(

@@ -266,7 +266,8 @@ async def put_documents(
 
     201 when every document can be found: its text, words and vectors are on disk. 202 when some are still queued, on
     disk as well; poll Location. 207 when some can be found and others cannot: a file that cannot be read is refused
-    alone. When none got in: 422 if all were refused, else 503.
+    alone. When none got in: 422 if all were refused, else 503. A file may be an image, where the collection's model
+    takes images.
     """
     form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
     given = await (_from_form(request) if form else _from_json(request))

@@ -4,17 +4,18 @@ import asyncio
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from appliance.api import cl100k
+from appliance.api import cl100k, images
 from appliance.api.deps import Appliance, ApplianceDep, UseFallback, json_body, provenance, request_body
 from appliance.api.kinds import kind_of
 from appliance.embedding.embedder import Embeddings
+from appliance.embedding.engine import Input
 from appliance.errors import InvalidInput, ModelNotFound
 
 router = APIRouter(tags=["OpenAI"])
@@ -25,17 +26,46 @@ MAX_ITEMS = 2048
 INVALID = "'$.input' is invalid. Please check the API reference: https://platform.openai.com/docs/api-reference."
 """OpenAI's own words; what is wrong with it follows."""
 
-Item: TypeAlias = str | list[int]
 
+class _Coded(NamedTuple):
+    """An image as it stands in JSON."""
+
+    image: str
+
+
+Item: TypeAlias = str | list[int] | _Coded
+
+MAX_IMAGES = 64
+"""Images among them: a small file may hold many pixels."""
+
+_LARGE = 2**20
+"""Characters of images that are decoded in a thread."""
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+_TEXT = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+_PART = {
+    "oneOf": [
+        _object(text=_TEXT),
+        _object(image=images.SCHEMA),
+        _object(type={"const": "text"}, text=_TEXT),
+        _object(type={"const": "image_url"}, image_url=_object(url=images.SCHEMA)),
+    ]
+}
 _INPUT = {
     "oneOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_ITEMS},
+        _TEXT,
+        _PART,
+        {"type": "array", "items": {"anyOf": [_TEXT, _PART]}, "minItems": 1, "maxItems": MAX_ITEMS},
         _IDS,
         {"type": "array", "items": _IDS, "minItems": 1, "maxItems": MAX_ITEMS},
     ],
-    "description": "a text, texts, the token ids of one text, or of several",
+    "description": "a text, texts and images, the token ids of one text, or of several. A text that is a data URL of "
+    "an image is that image",
 }
 
 
@@ -105,7 +135,7 @@ class ModelList(BaseModel):
 async def embeddings(
     appliance: ApplianceDep, body: Annotated[EmbeddingsBody, Depends(json_body(EmbeddingsBody))]
 ) -> Response:
-    """Embed texts, or token ids.
+    """Embed texts, token ids or, with a model that takes them, images.
 
     Token ids are those of OpenAI's cl100k_base unless the appliance is set up otherwise. What is too long is cut, and
     the header `x-appliance-truncated` counts how often; `x-appliance-model` and `x-appliance-engine` say what did it.
@@ -114,7 +144,7 @@ async def embeddings(
         raise InvalidInput("you must provide a model parameter", param="model")
     as_base64 = _is_base64(body.encoding_format)
     kind = kind_of(body.input_type, param="input_type")
-    inputs = await _texts(_items(body.input, strict=appliance.strict_openai), token_ids=appliance.token_ids)
+    inputs = await _inputs(_items(body.input, strict=appliance.strict_openai), token_ids=appliance.token_ids)
     try:
         result = await appliance.registry.embed(
             body.model,
@@ -175,23 +205,26 @@ def _is_base64(encoding_format: str | None) -> bool:
 
 
 def _items(given: Any, *, strict: bool) -> list[Item]:
-    """The inputs one by one, whichever of the four forms they came in."""
-    if isinstance(given, str):
-        items: list[Item] = [given]
+    """The inputs one by one, whichever of the forms they came in."""
+    if isinstance(given, str | dict):
+        given = [given]
     elif not isinstance(given, list):
-        raise _invalid("It must be a text, texts, or token ids.")
+        raise _invalid("It must be a text, texts, images, or token ids.")
     elif given and _is_ids(given):
-        items = [given]
-    elif all(isinstance(each, str) for each in given) or all(
-        isinstance(each, list) and _is_ids(each) for each in given
-    ):
+        given = [given]
+    if not 1 <= len(given) <= MAX_ITEMS:
+        raise _invalid(f"It must hold 1 to {MAX_ITEMS} items, and has {len(given)}.")
+    items: list[Item]
+    if all(isinstance(each, str | dict) for each in given):
+        items = [_part(each) for each in given]
+    elif all(isinstance(each, list) and _is_ids(each) for each in given):
         items = given
     else:
-        raise _invalid("It must hold texts only, or token ids only.")
-    if not 1 <= len(items) <= MAX_ITEMS:
-        raise _invalid(f"It must hold 1 to {MAX_ITEMS} items, and has {len(items)}.")
+        raise _invalid("It must hold texts and images only, or token ids only.")
     if [] in items or (strict and "" in items):
         raise _invalid("An item is empty.")
+    if sum(isinstance(each, _Coded) for each in items) > MAX_IMAGES:
+        raise _invalid(f"It must hold {MAX_IMAGES} images at most; send the others in another request.")
     return items
 
 
@@ -199,19 +232,46 @@ def _is_ids(given: list[Any]) -> bool:
     return all(type(each) is int for each in given)
 
 
-async def _texts(items: list[Item], *, token_ids: Literal["cl100k", "model", "reject"]) -> Sequence[Item]:
-    """The inputs as the embedder takes them: texts, or token ids of the model's own."""
-    if isinstance(items[0], str):
-        return items
+def _part(given: str | dict[str, Any]) -> str | _Coded:
+    """A text or an image: bare, as Jina's API has it, or as a content part of OpenAI's."""
+    if isinstance(given, str):
+        return _Coded(given) if images.is_image_url(given) else given
+    kind = given.get("type")
+    part = {name: value for name, value in given.items() if name != "type"}
+    match part:
+        case {"text": str(text)} if len(part) == 1 and kind in {None, "text"}:
+            return text
+        case {"image": str(image) | {"url": str(image)}} if len(part) == 1 and kind in {None, "image"}:
+            return _Coded(image)
+        case {"image_url": str(image) | {"url": str(image)}} if len(part) == 1 and kind in {None, "image_url"}:
+            return _Coded(image)
+    raise _invalid(
+        'An object must be {"text": "…"}, {"image": "…"} or {"type": "image_url", "image_url": {"url": "…"}}.'
+    )
+
+
+async def _inputs(items: list[Item], *, token_ids: Literal["cl100k", "model", "reject"]) -> Sequence[Input]:
+    """The inputs as the embedder takes them: texts, images, or token ids of the model's own."""
+    coded = sum(len(each.image) for each in items if isinstance(each, _Coded))
+    if isinstance(items[0], list):
+        return await _texts(items, token_ids=token_ids)
+
+    def read() -> list[Input]:
+        return [images.decoded(each.image, param="input") if isinstance(each, _Coded) else each for each in items]
+
+    return read() if coded < _LARGE else await asyncio.to_thread(read)
+
+
+async def _texts(items: list[Item], *, token_ids: Literal["cl100k", "model", "reject"]) -> Sequence[Input]:
+    """Token ids as texts, or as they are."""
+    ids = [each for each in items if isinstance(each, list)]  # all of them
     match token_ids:
         case "model":
-            return items
+            return ids
         case "reject":
             raise _invalid("Token ids are not accepted here: send texts.")
     try:
-        return await asyncio.to_thread(
-            lambda: [each if isinstance(each, str) else cl100k.decode(each) for each in items]
-        )
+        return await asyncio.to_thread(lambda: [cl100k.decode(each) for each in ids])
     except InvalidInput as error:
         raise _invalid(f"{error.message}.") from error
 

@@ -3,13 +3,14 @@
 import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Annotated, Any, Literal, TypeGuard, get_args
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
 
+from appliance.api import images
 from appliance.api.deps import (
     Appliance,
     ApplianceDep,
@@ -21,6 +22,7 @@ from appliance.api.deps import (
     request_body,
 )
 from appliance.api.documents import DEFAULT_COLLECTION, empty_until_made
+from appliance.embedding.engine import Image
 from appliance.embedding.spec import ModelSpec
 from appliance.errors import CollectionNotFound, InvalidInput
 from appliance.search.retriever import MAX_LIMIT, Found, Mode
@@ -43,12 +45,19 @@ RERANKER = "name of the reranker; asks for reranking unless `rerank` is false"
 
 
 class SearchBody(StrictBody):
-    """A search that does not fit into a URL."""
+    """A search that does not fit into a URL, or that asks with an image."""
 
-    q: str
+    q: str | None = Field(default=None, description="needed unless there is an image")
+    image: Annotated[str, WithJsonSchema(images.SCHEMA)] | None = Field(
+        default=None,
+        description="finds what is like this image, in a collection whose model takes images; beside `q`, the words of "
+        "`q` are looked for as well",
+    )
     k: int = Field(default=10, ge=1, le=MAX_LIMIT)
     collection: str = DEFAULT_COLLECTION
-    mode: Mode = "hybrid"
+    mode: Mode | None = Field(
+        default=None, description="hybrid, if left out; vector, if there is an image and no `q`", examples=["hybrid"]
+    )
     min_score: float | None = Field(default=None, allow_inf_nan=False)
     where: JsonObject = Field(
         default_factory=dict,
@@ -125,13 +134,18 @@ async def search(  # noqa: PLR0917  # FastAPI passes them by name
 async def search_with_body(
     appliance: ApplianceDep, body: Annotated[SearchBody, Depends(json_body(SearchBody))]
 ) -> SearchAnswer:
-    """The same, with the question in a JSON body."""
+    """The same, with the question in a JSON body, which may hold an image."""
+    mode = _mode(body)
+    image = None
+    if body.image is not None:
+        image = await asyncio.to_thread(images.decoded, body.image, param="image")
     return await _search(
         appliance,
-        q=body.q,
+        q=body.q or "",
+        image=image,
         k=body.k,
         collection=body.collection,
-        mode=body.mode,
+        mode=mode,
         min_score=body.min_score,
         where=_bounded([each for key, wanted in body.where.items() for each in _conditions(key, wanted)]),
         model=body.model,
@@ -140,10 +154,26 @@ async def search_with_body(
     )
 
 
+def _mode(body: SearchBody) -> Mode:
+    """How to search. What is given is looked for, or refused: none of it is left out unsaid."""
+    if body.image is None:
+        if body.q is None:
+            raise InvalidInput("q: it is missing", param="q")
+        return body.mode or "hybrid"
+    mode: Mode = "vector" if body.q is None else "hybrid"
+    if body.mode not in {None, mode}:
+        other = "with an image and q, mode is hybrid" if body.q is not None else "with an image alone, mode is vector"
+        raise InvalidInput(f"mode: {other}", param="mode")
+    if body.q is None and (body.rerank or (body.reranker is not None and body.rerank is None)):
+        raise InvalidInput("a reranker reads texts: give q beside the image", param="rerank")
+    return mode
+
+
 async def _search(
     appliance: Appliance,
     *,
     q: str,
+    image: Image | None = None,
     k: int,
     collection: str,
     mode: Mode,
@@ -155,11 +185,15 @@ async def _search(
 ) -> SearchAnswer:
     start = perf_counter()
     spec, dimensions = await _space(appliance, collection, asked=model)
+    if image is not None and not spec.takes_images:
+        raise InvalidInput(
+            f"the vectors of this collection are of {spec.name}, which embeds texts, not images", param="image"
+        )
     embedder = None if mode == "keyword" else await appliance.registry.get(spec.name)
     wanted = reranker is not None if rerank is None else rerank
     served = await appliance.registry.reranker(reranker or None) if wanted else None
     found: list[Found] = []
-    with empty_until_made(collection):
+    with empty_until_made(collection), _named_image(image):
         found = await appliance.retriever.search(
             q,
             embedder=embedder,
@@ -170,6 +204,7 @@ async def _search(
             min_score=min_score,
             where=where,
             reranker=served,
+            image=image,
         )
     seconds = perf_counter() - start
     appliance.metrics.searched(mode, seconds=seconds, results=len(found))
@@ -181,6 +216,17 @@ async def _search(
         seconds=round(seconds, 6),
         matches=[_info(each) for each in found],
     )
+
+
+@contextmanager
+def _named_image(image: Image | None) -> Iterator[None]:
+    """What is wrong with the image, said of the field that it came in."""
+    try:
+        yield
+    except InvalidInput as error:
+        if image is None or error.param != "input":
+            raise
+        raise InvalidInput(error.message, param="image") from error
 
 
 async def _space(appliance: Appliance, collection: str, *, asked: str | None) -> tuple[ModelSpec, int]:

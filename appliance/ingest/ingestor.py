@@ -23,6 +23,7 @@ from appliance.catalog.records import (
     Work,
 )
 from appliance.embedding.embedder import Embedder
+from appliance.embedding.images import MAX_PIXELS
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import ModelSpec
 from appliance.errors import (
@@ -87,6 +88,7 @@ class Ingestor:
         lanes: documents in hand at the same time.
         chunk_tokens: tokens of a chunk at most; 0 for as many as the model takes.
         chunk_overlap: tokens repeated between neighbouring chunks.
+        max_pixels: of an image at most.
         on_settled: told `ready` or `failed` for every document that became so; from a thread.
     """
 
@@ -99,6 +101,7 @@ class Ingestor:
         lanes: int = 64,
         chunk_tokens: int = 0,
         chunk_overlap: int = 32,
+        max_pixels: int = MAX_PIXELS,
         on_settled: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
@@ -106,6 +109,7 @@ class Ingestor:
         self._registry = registry
         self._lanes = lanes
         self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+        self._max_pixels = max_pixels
         self._on_settled = on_settled
         # threads of their own: a large document must not keep a search waiting for one
         self._readers = ThreadPoolExecutor(2, "read")
@@ -196,9 +200,10 @@ class Ingestor:
             ModelMismatch: the collection's vectors are not the model's, or no model here gives such vectors.
         """
         found = await asyncio.to_thread(self._catalog.collection, collection)
-        self._registry.within(found.space, found.model, asked=model)
+        spec = self._registry.within(found.space, found.model, asked=model)
+        read = partial(received, takes_images=spec.takes_images, max_pixels=self._max_pixels)
         given = await asyncio.get_running_loop().run_in_executor(
-            self._readers, lambda: [received(each) for each in documents]
+            self._readers, lambda: [read(each) for each in documents]
         )
         accepted = [each for each in given if isinstance(each, NewDocument)]
         with self._watchers.watching(collection, (each.id for each in accepted)) as watched:

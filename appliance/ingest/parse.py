@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Final
 
+from appliance.embedding.images import media_type_of
 from appliance.errors import InvalidInput
 from appliance.ingest.borders import first_heading
 
@@ -134,6 +135,12 @@ def parse(body: bytes, *, media_type: str = "", name: str = "") -> Parsed:
         text, title = text_of_html(text)
         return Parsed(text, title[:LONGEST_TITLE], kind)
     return Parsed(text, _markdown_title(text)[:LONGEST_TITLE] if kind == "text/markdown" else "", kind)
+
+
+def is_image(body: bytes, *, media_type: str = "") -> bool:
+    """Whether a document is to be taken for an image: by what it was said to be, else by its first bytes."""
+    essence, _ = _read_type(media_type)
+    return essence.startswith("image/") or (essence in _UNSAID and media_type_of(body) != "")
 
 
 def _read_type(media_type: str) -> tuple[str, str]:

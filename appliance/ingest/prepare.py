@@ -7,9 +7,11 @@ from typing import Literal
 
 from appliance.catalog.records import Change, Document, NewDocument, Work, content_hash
 from appliance.embedding.embedder import Embedder
+from appliance.embedding.engine import Image
+from appliance.embedding.images import SUPPORTED, described, media_type_of
 from appliance.errors import InvalidInput
 from appliance.ingest.chunk import chunked, embedded, room
-from appliance.ingest.parse import parse
+from appliance.ingest.parse import is_image, parse
 from appliance.store.base import Chunk
 
 
@@ -53,12 +55,20 @@ class Cut:
 
     text: str
     chunks: Sequence[Chunk]
-    inputs: Sequence[str]
+    inputs: Sequence[str | Image]
 
 
-def received(incoming: Incoming) -> NewDocument | Receipt:
-    """What the catalog is to keep of a document, or why it is refused: no text can be read from it. Blocking."""
+def received(incoming: Incoming, *, takes_images: bool, max_pixels: int) -> NewDocument | Receipt:
+    """What the catalog is to keep of a document, or why it is refused: nothing can be read from it. Blocking.
+
+    Args:
+        incoming: as it came.
+        takes_images: whether the collection's model does.
+        max_pixels: of an image at most.
+    """
     try:
+        if is_image(incoming.body, media_type=incoming.media_type):
+            return _received_image(incoming, takes_images=takes_images, max_pixels=max_pixels)
         parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
         if not parsed.text.strip():
             return Receipt(incoming.id or incoming.name, "refused", error="there is no text in it")
@@ -69,13 +79,36 @@ def received(incoming: Incoming) -> NewDocument | Receipt:
             title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
             metadata=incoming.metadata,
         )
-        return new if incoming.id is not None else replace(new, id=content_hash(new)[:32])
+        return _named(new)
     except InvalidInput as error:
         return Receipt(incoming.id or incoming.name, "refused", error=error.message)
 
 
+def _named(new: NewDocument) -> NewDocument:
+    """With an id made from the content, unless it has one."""
+    return new if new.id else replace(new, id=content_hash(new)[:32])
+
+
+def _received_image(incoming: Incoming, *, takes_images: bool, max_pixels: int) -> NewDocument:
+    media_type = media_type_of(incoming.body)
+    if not media_type:
+        raise InvalidInput(f"the document is no image that can be read: send a {SUPPORTED} file")
+    if not takes_images:
+        raise InvalidInput(
+            f"the document is an image ({media_type}), and the model of this collection embeds texts only: make a "
+            "collection with a model that takes images"
+        )
+    picture = described(incoming.body, max_pixels=max_pixels)
+    name = PurePosixPath(incoming.name).name
+    about: dict[str, object] = {"source": name} if name else {}
+    about |= {"format": picture.format, "width": picture.width, "height": picture.height}
+    title = incoming.title or name or f"{picture.format} image"
+    return _named(NewDocument(incoming.id or "", incoming.body, media_type, title, {**about, **incoming.metadata}))
+
+
 def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
-    """Cut a document into chunks that the embedder's model takes whole. Blocking.
+    """Cut a document into chunks that the embedder's model takes whole; an image is one, whose text is its title.
+    Blocking.
 
     Args:
         work: taken from the queue.
@@ -86,6 +119,10 @@ def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int
     Raises:
         InvalidInput: the document cannot be parsed.
     """
+    if work.media_type.startswith("image/"):
+        text = work.title
+        chunk = Chunk(0, text, 0, len(text), tokens=len(embedder.spans(text)), title=text, metadata=work.metadata)
+        return Cut(text, [chunk], [Image(work.body)])
     parsed = parse(work.body, media_type=work.media_type, name=work.id)
     size = room(embedder.max_tokens, title_tokens=len(embedder.spans(work.title)))
     if chunk_tokens:

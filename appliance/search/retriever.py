@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from appliance.embedding.embedder import Embedder
+from appliance.embedding.engine import Image
 from appliance.embedding.reranker import Reranker
 from appliance.errors import InvalidInput
 from appliance.search.fusion import RANK_CONSTANT, rrf
@@ -88,6 +89,7 @@ class Retriever:
         min_score: float | None = None,
         where: Where = (),
         reranker: Reranker | None = None,
+        image: Image | None = None,
     ) -> list[Found]:
         """The best passages, the best first.
 
@@ -101,19 +103,22 @@ class Retriever:
             min_score: leaves out what scores less, on the mode's own scale, or the reranker's (see `Found.score`).
             where: what a passage's metadata must hold; looked at before the best are chosen.
             reranker: puts the best in a new order, before they are cut to the limit.
+            image: taken for the meaning instead of the words; alone, `q` is empty and `mode` is "vector".
 
         Raises:
-            InvalidInput: an empty question, or a limit or least score that is none.
+            InvalidInput: an empty question, a limit or least score that is none, an image that is none or that the
+                model does not take.
             CollectionNotFound: there is no such collection.
             Overloaded: too many requests wait for the engine.
             EngineError: the question could not be embedded, or the passages not reranked. No search goes on without.
         """
-        if not q.strip():
+        if not q.strip() and (image is None or mode != "vector"):
             raise InvalidInput("q is empty", param="q")
         if not 1 <= limit <= MAX_LIMIT:
             raise InvalidInput(f"the limit is 1 to {MAX_LIMIT}", param="limit")
         if min_score is not None and not math.isfinite(min_score):
             raise InvalidInput("min_score is a finite number", param="min_score")
+        asked = q if image is None else image
         wanted = limit if reranker is None else max(limit, self._rerank_depth)
         if mode == "keyword":
             by_words = await self._by_words(q, collection, limit=wanted, where=where)
@@ -121,12 +126,12 @@ class Retriever:
         elif embedder is None:
             raise TypeError(f"a {mode} search needs an embedder")
         elif mode == "vector":
-            nearest = await self._nearest(q, embedder, collection, dimensions=dimensions, limit=wanted, where=where)
+            nearest = await self._nearest(asked, embedder, collection, dimensions=dimensions, limit=wanted, where=where)
             found = [_of_vectors(rank, match) for rank, match in enumerate(nearest, start=1)]
         else:
             depth = max(wanted, self._depth)
             nearest, by_words = await asyncio.gather(
-                self._nearest(q, embedder, collection, dimensions=dimensions, limit=depth, where=where),
+                self._nearest(asked, embedder, collection, dimensions=dimensions, limit=depth, where=where),
                 self._by_words(q, collection, limit=depth, where=where),
             )
             found = self._fused(nearest, by_words)
@@ -137,9 +142,9 @@ class Retriever:
         return [each for each in found[:limit] if min_score is None or each.score >= min_score]
 
     async def _nearest(
-        self, q: str, embedder: Embedder, collection: str, *, dimensions: int, limit: int, where: Where
+        self, asked: str | Image, embedder: Embedder, collection: str, *, dimensions: int, limit: int, where: Where
     ) -> list[Match]:
-        embeddings = await embedder.embed([q], kind="query", dimensions=dimensions)
+        embeddings = await embedder.embed([asked], kind="query", dimensions=dimensions)
         vector = embeddings.vectors[0]
         return await asyncio.to_thread(self._vectors.nearest, collection, vector, limit=limit, where=where)
 

@@ -140,7 +140,12 @@ def test_a_long_token_array_is_one_item(client: httpx.Client) -> None:
         None,
         7,
         True,
-        {"text": "x"},
+        {"text": 7},
+        {"text": "x", "image": "eA=="},
+        {"type": "image_url", "text": "x"},
+        {"input": "x"},
+        [{}],
+        [{"text": "x"}, [1]],
         [1.5],
         [True, False],
         ["text", 1],
@@ -460,7 +465,7 @@ def test_the_request_is_documented(client: httpx.Client) -> None:
 
     properties = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert {"input", "model", "encoding_format", "dimensions"} <= set(properties)
-    assert len(properties["input"]["oneOf"]) == 4
+    assert len(properties["input"]["oneOf"]) == 5
     assert "$defs" not in str(operation["requestBody"])
 
 

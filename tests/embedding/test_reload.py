@@ -141,7 +141,7 @@ async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_wo
     own.write_text('name = "own"\nengine = "hash"\nfamily = "hash"\ndimensions = 32\nmax_tokens = 9\n')
     await until(lambda: any(each.name == "own" for each in registry.cards()))
     own.write_text("name = ")
-    await until(lambda: "not taken over" in capsys.readouterr().out)
+    await until(lambda: "not taken over" in "".join(capsys.readouterr()))
     assert (await registry.embed("own", ["hello"])).vectors.shape == (1, 32)
     own.unlink()
     await until(lambda: all(each.name != "own" for each in registry.cards()))
