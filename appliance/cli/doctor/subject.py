@@ -126,8 +126,7 @@ class Subject:
 
     def places(self, card: RkllmSpec | RkllmRerankerSpec) -> dict[str, Path]:
         """Where a card's files are or would be, by name."""
-        own = {name: self.files.folder(card) / name for name in card.own}
-        return {name: self.files.path(file) for name, file in card.files.items()} | own
+        return self.files.places(card)
 
     @cached_property
     def libraries(self) -> list[tuple[Path, Library | str]]:
