@@ -235,7 +235,16 @@ async def pull(registry: RegistryDep, body: Annotated[PullBody, Depends(json_bod
     after the first line is told by a line with `error`.
     """
     _check_asked(body.asked)
-    spec = _known(registry, body.asked)
+    try:
+        spec = _known(registry, body.asked)
+    except ModelNotFound as error:
+        if "/" not in body.asked:
+            raise
+        raise ModelNotFound(  # what is fetched is for those to say who run the appliance, not for its callers
+            f"{error.message}: no card names it; `appliance pull {body.asked}`, run where the appliance runs, makes one"
+            " for many models of the Hugging Face hub",
+            name=body.asked,
+        ) from error
     if body.stream is not False:
         return StreamingResponse(_pulled(registry, spec), media_type="application/x-ndjson")
     async for _ in registry.pull(spec.name):

@@ -8,10 +8,13 @@ import typer
 
 from appliance import __version__
 from appliance.cli import printing
-from appliance.errors import ApplianceError, InvalidInput, ModelNotFound, UpstreamFailed
+from appliance.errors import ApplianceError, InvalidInput, LicenseNotAccepted, ModelNotFound, UpstreamFailed
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs: `--help` answers at once
+    from rich.console import Console
+
     from appliance.cli.client import Server
+    from appliance.embedding.pull import ModelFiles
     from appliance.embedding.spec import Card
     from appliance.settings import Settings
 
@@ -122,15 +125,48 @@ def serve(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="Name of a model.", callback=_utf8)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name of a model, or organisation/name of one on the Hugging Face hub, with @revision if need be.",
+            callback=_utf8,
+        ),
+    ],
     *,
+    name: Annotated[
+        str | None, typer.Option(help="What to call a model of the hub here.", metavar="NAME", callback=_utf8)
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-licence", "--accept-license", help="Accept the model's licence.")
+    ] = False,
     data: Data = None,
     config: Config = None,
 ) -> None:
-    """Fetch a model's files, or check that they are here."""
+    """Fetch a model's files, or check that they are here.
+
+    A model of the hub that has no card gets one, written from what its repository says. With a revision (a branch, a
+    tag or a commit) such a card is made anew: NAME@main takes what is newest.
+    """
+    from appliance.cli.server import lean
+
+    lean()
+    from appliance.embedding.spec import HasFiles
+
     settings = _settings(data=data, config=config)
-    spec = _card(settings, model)
-    _fetch(settings, spec, only_missing=False)
+    try:
+        spec = None if name is not None or "@" in model else _card(settings, model)
+    except ModelNotFound:
+        from appliance.cli.bringing import is_repository
+
+        if not is_repository(model):
+            raise
+        spec = None
+    if spec is None:
+        spec = _bring(settings, model, name=name, accept=accept_license)
+    else:
+        _fetch(settings, spec, only_missing=False, accept=accept_license)
+        if "/" in model and isinstance(spec, HasFiles) and spec.pinned:
+            typer.echo(f"`appliance pull {model}@main` looks for a newer revision", err=True)
     typer.echo(f"{spec.name} is installed")
 
 
@@ -326,7 +362,21 @@ def _default(settings: "Settings") -> "Card":
     return _card(settings, settings.model)
 
 
-def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
+def _bring(settings: "Settings", model: str, *, name: str | None, accept: bool) -> "Card":
+    """Bring a model of the hub that no card names."""
+    from appliance.cli.bringing import bring, is_repository
+
+    if not is_repository(model):
+        raise InvalidInput("--name and @revision go with a repository of the hub: organisation/name", param="model")
+    console = printing.console(stderr=True)
+
+    def licensed(files: "ModelFiles", spec: "Card") -> None:
+        _show_license(files, spec, accept=accept, command=model, console=console)
+
+    return bring(settings, model, name=name, cards=_cards(settings), licensed=licensed, console=console)
+
+
+def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool, accept: bool = False) -> None:
     from appliance.cli.pulling import reported
     from appliance.embedding.pull import ModelFiles
     from appliance.embedding.spec import HasFiles
@@ -335,6 +385,7 @@ def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
     if not isinstance(spec, HasFiles) or (only_missing and files.present(spec)):
         return
     console = printing.console(stderr=True)
+    _show_license(files, spec, accept=accept, command=spec.name, console=console)
     console.print(f"pulling {spec.name} into {settings.models}", soft_wrap=True)
     try:
         with reported(console) as report:
@@ -343,6 +394,21 @@ def _fetch(settings: "Settings", spec: "Card", *, only_missing: bool) -> None:
         if spec.own:
             console.print(f"models/{files.folder(spec).name} is {files.folder(spec)}", soft_wrap=True)
         raise
+
+
+def _show_license(files: "ModelFiles", spec: "Card", *, accept: bool, command: str, console: "Console") -> None:
+    """Say under which licence a model is, and have it accepted where that is needed: by the flag, or at a terminal."""
+    console.print(f"licence: {spec.license or 'none is named'}", soft_wrap=True)
+    if files.accepted(spec):
+        return
+    question = f"This licence may forbid some uses. Accept it for {spec.name}?"
+    if accept or (sys.stdin.isatty() and console.is_terminal and typer.confirm(question, err=True)):
+        files.accept(spec)
+        return
+    raise LicenseNotAccepted(
+        f"the licence of {spec.name} ({spec.license or 'of its own'}) may forbid some uses: read it on the model's"
+        f" page, then run `appliance pull {command} --accept-licence`"
+    )
 
 
 def _server(settings: "Settings", url: str | None, key: str | None) -> "Server":

@@ -55,6 +55,35 @@ def _engine(card: Card) -> str:
             return f"remote {card.provider}"
 
 
+def tried(settings: Settings, spec: Card, files: ModelFiles) -> str:
+    """Open a model and use it once, as the server would; says what came of it.
+
+    Raises:
+        EngineUnavailable, EngineFailed: it does not work here.
+    """
+    from appliance.embedding.embedder import Embedder
+    from appliance.embedding.engines import open_engine, open_reranker
+    from appliance.embedding.reranker import Reranker
+
+    async def run() -> str:
+        paths = files.paths(spec)
+        if spec.task == "rerank":
+            reranker = Reranker(spec, open_reranker(spec, paths, cache=settings.cache, threads=settings.threads))
+            try:
+                scores = await reranker.scores("what do otters do?", ["Otters hold hands while they sleep."])
+            finally:
+                reranker.close()
+            return f"a passage got the score {scores.relevance[0]:.3g}"
+        embedder = Embedder(spec, open_engine(spec, paths, cache=settings.cache, threads=settings.threads))
+        try:
+            answer = await embedder.embed(["Otters hold hands while they sleep."])
+        finally:
+            embedder.close()
+        return f"a sentence of {answer.tokens[0]} tokens became {answer.vectors.shape[1]} numbers"
+
+    return asyncio.run(run())
+
+
 def embedded(settings: Settings, texts: Sequence[str], *, kind: Kind, dimensions: int | None) -> Embeddings:
     """Embed with the settings' model in this process. Errors as Registry.get and Embedder.embed have them."""
     from appliance import logs

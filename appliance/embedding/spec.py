@@ -381,13 +381,25 @@ def read_card(path: Path) -> Card:
         InvalidInput: the file is not TOML, or not a card; the message names file and field.
     """
     try:
-        return _ADAPTER.validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_card(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
         raise InvalidInput(f"{path.name} is not TOML: {error}") from error
+
+
+def parse_card(text: str, name: str) -> Card:
+    """A card of its TOML text; `name` says in errors whose it is.
+
+    Raises:
+        InvalidInput: as `read_card`.
+    """
+    try:
+        return _ADAPTER.validate_python(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{name} is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InvalidInput(f"{path.name} is not a card: {where}: {first['msg']}", param=where) from error
+        raise InvalidInput(f"{name} is not a card: {where}: {first['msg']}", param=where) from error
 
 
 def read_cards(*folders: Path) -> list[Card]:

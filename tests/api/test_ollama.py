@@ -434,6 +434,29 @@ def test_the_default_model_cannot_be_deleted(client: httpx.Client) -> None:
     assert "default" in refusal(client.request("DELETE", "/api/delete", json={"model": "hash"}), 409)
 
 
+def test_a_model_that_no_card_names_is_not_fetched_for_a_caller(client: httpx.Client) -> None:
+    told = refusal(client.post("/api/pull", json={"model": "org/name"}), 404)
+
+    assert told.startswith("model 'org/name:latest' not found: no card names it; `appliance pull org/name`")
+
+
+def test_a_licence_that_has_to_be_accepted_is_told_on_the_last_line(start: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "data" / "cards").mkdir(parents=True)
+    (tmp_path / "data" / "cards" / "x.toml").write_text(
+        'name = "x"\nlicense = "cc-by-nc-4.0"\naccept_license = true\nengine = "onnx"\nfamily = "bert"\n'
+        'dimensions = 8\nmax_tokens = 16\npinned = ["model.onnx"]\n'
+        f'sources = [{{ kind = "hub", repo = "org/x", revision = "{"0" * 40}" }}]\n'
+    )
+    server = start(data=tmp_path / "data", offline=True)
+
+    told = httpx.post(f"{server.url}/api/pull", json={"model": "x"})
+    plain = httpx.post(f"{server.url}/api/pull", json={"model": "x", "stream": False})
+
+    expected = "the licence of x (cc-by-nc-4.0) has to be accepted before its files are pulled"
+    assert told.text.splitlines()[-1].startswith(f'{{"error":"{expected}')
+    assert refusal(plain, 403).startswith(expected)
+
+
 def test_a_model_that_was_not_pulled_cannot_be_deleted(client: httpx.Client) -> None:
     assert "not found" in refusal(client.request("DELETE", "/api/delete", json={"name": "all-minilm-l6-v2"}), 404)
 

@@ -1,0 +1,26 @@
+"""Which models the CPU's engine can run, told before anything large is fetched."""
+
+from typing import Final
+
+from pydantic import ValidationError
+
+WEIGHTS: Final = frozenset({"model.safetensors"})
+"""Files that a graph is built from, besides ready-made `.onnx` files: the first name of each form of weights.
+
+`model.safetensors.index.json` stands for weights in several files, `pytorch_model.bin` for pickled ones.
+"""
+
+
+def known_architecture(config: bytes) -> str | None:
+    """The architecture that a `config.json` describes, as its `model_type`; None where no graph can be built of it.
+
+    A repository that brings code of its own for one of the common architectures is not known: what that code does to
+    the vectors, nobody here can tell.
+    """
+    from appliance.embedding.engines.graphs.bert import Bert  # heavy
+
+    try:
+        known = Bert.model_validate_json(config)
+    except ValidationError:
+        return None
+    return None if b'"auto_map"' in config else known.model_type
