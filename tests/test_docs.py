@@ -1,11 +1,13 @@
-"""What is written is run: every command of the README, of the API's and of the NPU's page, in order, against a real
-server; and every card that a page shows is read.
+"""What is written is run: every command of the README, of the API's, of the NPU's and of the models' page, in order,
+against a real server; and every card that a page shows is read.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from appliance.embedding.spec import RkllmSpec, read_card
+from appliance.embedding.spec import HubSource, OnnxRerankerSpec, OnnxSpec, RkllmSpec, WheelSource, read_card
 
 ROOT = Path(__file__).parent.parent
 HERE = "http://127.0.0.1:8080"
@@ -134,11 +136,51 @@ def test_a_card_that_a_page_shows_is_one(card: str, tmp_path: Path) -> None:
     assert read_card(path).name
 
 
+def test_the_models_pages_commands_work_on_a_hub_that_has_such_models(
+    hub: Any, hub_module: Any, tmp_path: Path
+) -> None:
+    tiny = hub_module.sentence_transformer()
+    for name, license_name in (
+        ("intfloat/multilingual-e5-small", "mit"),
+        ("BAAI/bge-small-en-v1.5", "mit"),
+        ("google/embeddinggemma-300m", "gemma"),
+    ):
+        hub.put(name, tiny, cardData={"license": license_name})
+    hub.repositories["google/embeddinggemma-300m"].gate = "hf_secret"
+    script = "".join(fenced(ROOT / "docs" / "models.md", "sh")).replace("hf_…", "hf_secret")
+    assert script.count("appliance pull ") == 3
+
+    done = subprocess.run(
+        ["bash", "-e", "-c", f'appliance() {{ "{sys.executable}" -m appliance "$@"; }}\n{script}'],
+        env=os.environ | {"HF_ENDPOINT": hub.url, "APPLIANCE_DATA": str(tmp_path / "data")},
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{name} is installed" for name in ("multilingual-e5-small", "bge-small", "embeddinggemma-300m")
+    ]
+
+
+def test_the_models_page_tells_every_key_of_a_card_for_the_cpu() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    told = {name for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+
+    assert set(OnnxSpec.model_fields) | set(OnnxRerankerSpec.model_fields) <= told
+    assert all(f"`{key}`" in page for key in (*HubSource.model_fields, *WheelSource.model_fields) if key != "kind")
+
+
 def test_the_npu_page_tells_every_key_of_a_card() -> None:
     page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
     told = {name for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
 
-    assert set(RkllmSpec.model_fields) - {"files", "sources", "task"} <= told
+    elsewhere = {"files", "sources", "task", "pinned", "accept_license", "fallback"}  # docs/models.md tells them
+    assert set(RkllmSpec.model_fields) - elsewhere <= told
 
 
 @pytest.mark.parametrize(
