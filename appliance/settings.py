@@ -8,12 +8,14 @@ there is one. What nobody knows is refused, wherever it was written.
 import difflib
 import os
 import re
+import stat
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import structlog
 from pydantic import (
     BeforeValidator,
     ByteSize,
@@ -29,6 +31,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from appliance.errors import InvalidInput
+
+log = structlog.get_logger(__name__)
 
 _PREFIX = "APPLIANCE_"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -284,6 +288,18 @@ class Settings(BaseSettings):
             raise InvalidInput("an API key is one word of printable ASCII characters", param="api_keys")
         return tuple(dict.fromkeys(keys))
 
+    def secret(self, name: str) -> str | None:
+        """The secret of a name: of the environment, else of `secrets_file`; None where neither has it, or it is empty.
+
+        The file is read each time, so that a key may be changed in it. Blocking.
+
+        Raises:
+            InvalidInput: the file cannot be read, or one of its lines is neither NAME=value, a comment nor blank.
+        """
+        if value := os.environ.get(name, "").strip():
+            return value
+        return None if self.secrets_file is None else _read_secrets(self.secrets_file).get(name) or None
+
     @field_validator("data", "config", "api_keys_file", "npu_library", "secrets_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -391,6 +407,29 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise InvalidInput(f"the settings file cannot be read: {file}: {error.strerror}", param="config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the settings file is not TOML: {file}: {error}", param="config") from error
+
+
+def _read_secrets(file: Path) -> dict[str, str]:
+    try:
+        mode = file.stat().st_mode
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"secrets_file cannot be read: {file}", param="secrets_file") from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        log.warning("secrets_file is open to others", file=str(file), advice=f"chmod 600 {file}")
+    found = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            name, equals, value = line.partition("=")
+            if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name.strip()):
+                raise InvalidInput(f"secrets_file, line {number}: NAME=value is needed: {file}", param="secrets_file")
+            found[name.strip()] = _unquoted(value.strip())
+    return found
+
+
+def _unquoted(value: str) -> str:
+    """A value may stand in quotes, as shells want it."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
 
 
 def _known(

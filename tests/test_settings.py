@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from appliance.errors import InvalidInput
 from appliance.settings import Settings, example, shipped
@@ -316,3 +317,55 @@ def test_no_key_is_ever_printed() -> None:
 def test_what_is_shipped_is_there() -> None:
     assert (shipped("config") / "models").is_dir()
     assert shipped("migrations").parent == shipped("config").parent
+
+
+def test_a_secret_comes_from_the_environment_before_the_file(tmp_path: Path) -> None:
+    file = _written(tmp_path, '# of the office\nONE=sk-one\n\n TWO = "sk=two" \nEMPTY=\n', name="secrets")
+    file.chmod(0o600)
+    settings = Settings(secrets_file=file)
+
+    assert settings.secret("ONE") == "sk-one"
+    assert settings.secret("TWO") == "sk=two"
+    assert settings.secret("EMPTY") is None
+    assert settings.secret("THREE") is None
+    os.environ["ONE"] = "sk-other"
+    assert settings.secret("ONE") == "sk-other"
+    os.environ["ONE"] = " "
+    assert settings.secret("ONE") == "sk-one"
+    assert Settings().secret("ONE") is None
+
+
+def test_a_changed_secret_is_seen(tmp_path: Path) -> None:
+    settings = Settings(secrets_file=_written(tmp_path, "ONE=a\n", name="secrets"))
+    assert settings.secret("ONE") == "a"
+
+    _written(tmp_path, "ONE=b\n", name="secrets")
+
+    assert settings.secret("ONE") == "b"
+
+
+@pytest.mark.parametrize("text", ["sk-canary\n", "A NAME=sk-canary\n", "# fine\nexport\n", "=sk-canary\n"])
+def test_a_line_that_is_no_secret_is_refused_by_its_number(text: str, tmp_path: Path) -> None:
+    settings = Settings(secrets_file=_written(tmp_path, text, name="secrets"))
+
+    with pytest.raises(InvalidInput, match=r"secrets_file, line [12]: NAME=value is needed") as caught:
+        settings.secret("ONE")
+
+    assert "canary" not in caught.value.message
+
+
+def test_a_secrets_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        Settings(secrets_file=tmp_path / "missing").secret("ONE")
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_secrets_file_that_others_may_read_is_warned_of(mode: int, warned: bool, tmp_path: Path) -> None:  # noqa: FBT001 - pytest gives it
+    file = _written(tmp_path, "ONE=sk-canary\n", name="secrets")
+    file.chmod(mode)
+
+    with capture_logs() as logs:
+        assert Settings(secrets_file=file).secret("ONE") == "sk-canary"
+
+    assert [each["log_level"] for each in logs] == ["warning"] * warned
+    assert "canary" not in str(logs)
