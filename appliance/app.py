@@ -33,6 +33,7 @@ from appliance.database import Database
 from appliance.embedding.caches.cache import EmbeddingCache, open_cache
 from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
 from appliance.embedding.engines import open_engine, open_reranker
+from appliance.embedding.engines.remote.access import Remote
 from appliance.embedding.engines.rkllm.board import Npu, this_board
 from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
@@ -106,6 +107,7 @@ def create_registry(
     """
     files = ModelFiles(settings.models, offline=settings.offline)
     npu = _npu(settings, metrics)
+    remote = Remote(secret=settings.secret)
 
     def opened(spec: ModelSpec) -> EmbeddingEngine | RemoteEngine:
         return open_engine(
@@ -115,6 +117,7 @@ def create_registry(
             threads=settings.threads,
             npu=npu,
             max_pixels=settings.max_pixels,
+            remote=remote,
         )
 
     def opened_reranker(spec: RerankerSpec) -> RerankEngine:

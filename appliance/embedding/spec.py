@@ -1,5 +1,6 @@
 """Cards: a model as data, read from TOML, frozen."""
 
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -266,7 +267,8 @@ class RemoteSpec(_Embeds):
     urls: tuple[str, ...] = Field(
         min_length=1,
         description="base addresses of servers that all run the model: requests are spread over them, and one that "
-        "fails is left alone for a while. Of OpenAI with its /v1, of the others without a path",
+        "fails is left alone for a while. Of openai with its /v1, of ollama without a path, of tei without one or, "
+        "as Hugging Face's own servers have it, the whole address that takes the texts",
     )
     model: str = Field(default="", description="the model's name there; of tei, empty")
     key: str = Field(
@@ -285,6 +287,8 @@ class RemoteSpec(_Embeds):
     def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         for url in urls:
             parts = urlsplit(url)
+            if not re.fullmatch(r"[!-~]+", url) or parts.port == 0:  # a port that is none raises a ValueError
+                raise ValueError(f"{url!r} is no http or https address")
             if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
                 raise ValueError(f"{url!r} is no http or https address")
             if parts.username or parts.password:

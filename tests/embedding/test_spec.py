@@ -19,6 +19,17 @@ from appliance.errors import InvalidInput
 
 SHIPPED = Path(__file__).parents[2] / "config" / "models"
 HASH_CARD = 'name = "tiny"\nengine = "hash"\nfamily = "hash"\ndimensions = 64\nmax_tokens = 100\n'
+REMOTE_CARD = """
+name = "far"
+engine = "remote"
+family = "bert"
+provider = "openai"
+urls = ["http://board/v1"]
+model = "m"
+key = "A_KEY"
+dimensions = 64
+max_tokens = 100
+"""
 FILE = f'files."m.onnx" = {{ sha256 = "{"0" * 64}", size = 1 }}\n'
 HUB = f'sources = [{{ kind = "hub", repo = "a/b", revision = "{"0" * 40}" }}]\n'
 RERANKER_CARD = (
@@ -180,6 +191,16 @@ def test_a_reranker_has_no_dimensions_and_may_have_files_of_its_owner(tmp_path: 
         (RKLLM_CARD.replace("max_tokens = 1000", "max_tokens = 1020"), "max_tokens may be 1016 at most"),
         (RKLLM_CARD.replace("rk3588", "rk3566"), "platform"),
         (RKLLM_CARD.replace('own = ["m.rkllm", "tokenizer.json"]', 'own = ["m.rkllm"]'), "'tokenizer.json' is neither"),
+        (REMOTE_CARD.replace("http:", "ftp:"), "no http or https address"),
+        (REMOTE_CARD.replace("board", "board:99999"), "urls"),
+        (REMOTE_CARD.replace("board", "bo ard"), "no http or https address"),
+        (REMOTE_CARD.replace("board", "[::1"), "urls"),
+        (REMOTE_CARD.replace("board", "me:secret@board"), "name a secret in `key`"),
+        (REMOTE_CARD.replace("/v1", "/v1?key=1"), "no http or https address"),
+        (REMOTE_CARD.replace('["http://board/v1"]', '["http://board/v1", "http://board/v1"]'), "listed twice"),
+        (REMOTE_CARD.replace('["http://board/v1"]', "[]"), "urls"),
+        (REMOTE_CARD.replace('model = "m"', ""), "model is needed"),
+        (REMOTE_CARD.replace("A_KEY", "sk-123"), "key"),
         (RKLLM_CARD + "reference = { text = 'a', vector = [1, 2] }\n", "reference.vector"),
     ],
 )

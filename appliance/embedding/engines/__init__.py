@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
+    from appliance.embedding.engines.remote.access import Remote
     from appliance.embedding.engines.rkllm.board import Npu
     from appliance.embedding.spec import ModelSpec, RerankerSpec
 
@@ -25,6 +26,7 @@ def open_engine(
     threads: int = 0,
     npu: Npu | None = None,
     max_pixels: int = 50_000_000,
+    remote: Remote | None = None,
 ) -> EmbeddingEngine | RemoteEngine:
     """Open the engine that a card asks for. Blocking.
 
@@ -35,9 +37,10 @@ def open_engine(
         threads: cores to use; 0 for all.
         npu: what the settings say of models on the NPU; the defaults if left out.
         max_pixels: of an image at most, for a model that takes images.
+        remote: what the settings say of models on other servers; the defaults, without any key, if left out.
 
     Raises:
-        EngineUnavailable: a file is missing or cannot be used, or a package is not installed.
+        EngineUnavailable: a file or a key is missing or cannot be used, or a package is not installed.
     """
     from appliance.embedding.spec import ClipSpec, HashSpec, OnnxSpec, RemoteSpec, RkllmSpec
 
@@ -61,7 +64,10 @@ def open_engine(
 
                 return open_clip(spec, paths, cache=cache, threads=threads, max_pixels=max_pixels)
             case RemoteSpec():
-                raise NotImplementedError
+                from appliance.embedding.engines.remote.access import Remote
+                from appliance.embedding.engines.remote.engine import open_remote
+
+                return open_remote(spec, remote=remote or Remote())
 
 
 def open_reranker(

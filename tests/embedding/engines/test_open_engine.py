@@ -6,7 +6,8 @@ import pytest
 
 from appliance.embedding.engines import open_engine
 from appliance.embedding.engines.hashing import HashingEngine
-from appliance.embedding.spec import FileSpec, HashSpec, HubSource, OnnxSpec
+from appliance.embedding.engines.remote.access import Remote
+from appliance.embedding.spec import FileSpec, HashSpec, HubSource, OnnxSpec, RemoteSpec
 from appliance.errors import EngineUnavailable
 
 
@@ -64,3 +65,22 @@ def test_an_engine_is_imported_only_when_a_card_asks_for_it() -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_remote_card_opens_an_engine_that_has_asked_nobody_yet(tmp_path: Path) -> None:
+    spec = RemoteSpec(
+        name="far",
+        family="bert",
+        engine="remote",
+        provider="tei",
+        urls=("https://tei.example.com",),
+        key="A_KEY",
+        dimensions=8,
+        max_tokens=16,
+    )
+
+    engine = open_engine(spec, {}, cache=tmp_path, remote=Remote(secret=lambda _: "sk-1"))
+    assert engine.label == "tei"
+    engine.close()
+    with pytest.raises(EngineUnavailable, match="A_KEY"):
+        open_engine(spec, {}, cache=tmp_path)
