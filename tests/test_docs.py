@@ -14,8 +14,17 @@ from typing import Any
 
 import PIL.Image
 import pytest
+from pydantic import BaseModel
 
-from appliance.embedding.spec import HubSource, OnnxRerankerSpec, OnnxSpec, RkllmSpec, WheelSource, read_card
+from appliance.embedding.spec import (
+    HubSource,
+    OnnxRerankerSpec,
+    OnnxSpec,
+    RemoteSpec,
+    RkllmSpec,
+    WheelSource,
+    read_card,
+)
 
 ROOT = Path(__file__).parent.parent
 HERE = "http://127.0.0.1:8080"
@@ -175,12 +184,13 @@ def test_the_models_page_tells_every_key_of_a_card_for_the_cpu() -> None:
     assert all(f"`{key}`" in page for key in (*HubSource.model_fields, *WheelSource.model_fields) if key != "kind")
 
 
-def test_the_npu_page_tells_every_key_of_a_card() -> None:
-    page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
-    told = {name for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+@pytest.mark.parametrize(("page", "spec"), [("npu.md", RkllmSpec), ("providers.md", RemoteSpec)])
+def test_a_page_of_an_engine_tells_every_key_of_a_card(page: str, spec: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    told = {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
 
-    elsewhere = {"files", "sources", "task", "pinned", "accept_license", "fallback"}  # docs/models.md tells them
-    assert set(RkllmSpec.model_fields) - elsewhere <= told
+    elsewhere = {"files", "sources", "task", "pinned", "accept_license", "fallback", "centered"}  # docs/models.md
+    assert set(spec.model_fields) - elsewhere <= told
 
 
 @pytest.mark.parametrize(
