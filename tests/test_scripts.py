@@ -223,3 +223,21 @@ def test_the_benchmark_prints_a_table(tmp_path: Path) -> None:
 
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("\n| hash |") == 2
+
+
+def test_the_reference_gets_an_environment_of_its_own(checkout: Checkout) -> None:
+    checkout.program("python3", PYTHON)
+    (checkout.root / "config" / "requirements-reference.txt").write_text("torch\n")
+    checkout.run("install", "dev")
+    before = checkout.calls()
+
+    first = checkout.run("install", "reference")
+    calls = checkout.calls()[len(before) :]
+    again = checkout.run("install", "reference")
+
+    assert first.returncode == 0, first.stderr
+    (installed,) = [call for call in calls if " install " in call]
+    assert installed.endswith("config/requirements-reference.txt")
+    assert (checkout.root / ".venv-reference" / "bin" / "python").exists()
+    assert checkout.run("install", "dev").stderr == ""
+    assert (again.returncode, again.stderr) == (0, "")

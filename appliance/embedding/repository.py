@@ -26,7 +26,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.A
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
 """A branch, a tag or a commit."""
 
-MOST_TOKENS = 8192
+MOST_TOKENS = 2048
 """Tokens of one input that a card is made for: attention takes memory by the square of it."""
 
 _MOST_SHARDS = 100

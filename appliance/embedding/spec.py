@@ -323,13 +323,13 @@ class RkllmSpec(_Embeds, _OnRkllm):
 
 
 class OnnxRerankerSpec(_OnOnnx):
-    """A cross-encoder that ONNX Runtime runs: one `.onnx` file, or a BERT-family safetensors file."""
+    """A cross-encoder that ONNX Runtime runs: one `.onnx` file, or the weights of a model of the BERT family."""
 
     task: Literal["rerank"]
 
 
-class RkllmRerankerSpec(_OnRkllm):
-    """A decoder on the NPU that says yes or no to a passage (Qwen3-Reranker): softmax of two logits of one token."""
+class Asks(_Card):
+    """A card of a decoder that says yes or no to a passage (Qwen3-Reranker): softmax of two logits of one token."""
 
     task: Literal["rerank"]
     yes: int = Field(ge=0, description="token id")
@@ -340,10 +340,18 @@ class RkllmRerankerSpec(_OnRkllm):
     closing: str = Field(description="ends the prompt")
 
 
+class OnnxAskedSpec(_OnOnnx, Asks):
+    """Such a decoder that ONNX Runtime runs, from safetensors files."""
+
+
+class RkllmRerankerSpec(_OnRkllm, Asks):
+    """Such a decoder on the NPU."""
+
+
 ModelSpec: TypeAlias = HashSpec | OnnxSpec | ClipSpec | RkllmSpec | RemoteSpec
 """Cards of models that embed."""
 
-RerankerSpec: TypeAlias = OnnxRerankerSpec | RkllmRerankerSpec
+RerankerSpec: TypeAlias = OnnxRerankerSpec | OnnxAskedSpec | RkllmRerankerSpec
 """Cards of models that score passages for a query."""
 
 Card: TypeAlias = ModelSpec | RerankerSpec
@@ -351,7 +359,8 @@ Card: TypeAlias = ModelSpec | RerankerSpec
 
 def _which(data: object) -> str:
     get = data.get if isinstance(data, dict) else lambda name, default="": getattr(data, name, default)
-    return f"{get('engine', '')} {get('task', 'embed')}"
+    which = f"{get('engine', '')} {get('task', 'embed')}"
+    return "onnx asked" if which == "onnx rerank" and get("yes", None) is not None else which
 
 
 _ADAPTER: TypeAdapter[Card] = TypeAdapter(
@@ -362,6 +371,7 @@ _ADAPTER: TypeAdapter[Card] = TypeAdapter(
         | Annotated[RkllmSpec, Tag("rkllm embed")]
         | Annotated[RemoteSpec, Tag("remote embed")]
         | Annotated[OnnxRerankerSpec, Tag("onnx rerank")]
+        | Annotated[OnnxAskedSpec, Tag("onnx asked")]
         | Annotated[RkllmRerankerSpec, Tag("rkllm rerank")],
         Discriminator(
             _which,

@@ -68,6 +68,12 @@ class Tokenizer:
         return self._head, self._tail
 
     @property
+    def special_ids(self) -> Ids:
+        """Ids of the tokens that stand for no text: beginning, end, padding, unknown and the like."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return np.array(sorted(number for number, token in added.items() if token.special), np.int64)
+
+    @property
     def vocabulary(self) -> int:
         """Tokens there are, added ones included; ids are below it."""
         return self._vocabulary
@@ -290,3 +296,29 @@ def _portions(texts: Sequence[tuple[int, str]], reach: int) -> Iterator[Sequence
         characters += size
     if texts:
         yield texts[first:]
+
+
+def byte_level(vocabulary: Path, merges: Path) -> str:
+    """The `tokenizer.json` of a model of RoBERTa's kind that has only `vocab.json` and `merges.txt`: byte-level pairs,
+    `<s>` before and `</s>` behind every text (Liu et al. 2019).
+
+    Raises:
+        EngineUnavailable: the files are damaged, or of another kind.
+    """
+    try:
+        made = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # the library raises nothing narrower
+        raise EngineUnavailable("vocab.json and merges.txt cannot be read: bring the model again") from error
+    found = {name: made.token_to_id(name) for name in ("<s>", "</s>", "<pad>", "<unk>")}
+    ids = {name: token for name, token in found.items() if token is not None}
+    if len(ids) < len(found):
+        raise EngineUnavailable("vocab.json has no <s>, </s>, <pad> and <unk>: the model needs its tokenizer.json")
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.post_processor = tokenizers.processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), add_prefix_space=False
+    )
+    made.add_special_tokens(list(ids))
+    if made.token_to_id("<mask>") is not None:
+        made.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True)])
+    return made.to_str()

@@ -156,7 +156,7 @@ def test_texts_are_as_long_as_the_least_of_what_is_said(hub: "HubServer", held: 
     assert described(hub, roberta).max_tokens == 38  # it counts from behind its padding
     assert described(hub, changed(silent, "config.json", max_position_embeddings=131072)).max_tokens == 512
     bare = {name: body for name, body in silent.items() if name != "tokenizer_config.json"}
-    assert described(hub, changed(bare, "config.json", max_position_embeddings=131072)).max_tokens == 8192
+    assert described(hub, changed(bare, "config.json", max_position_embeddings=131072)).max_tokens == 2048
 
 
 def test_linear_layers_behind_the_pooling_are_on_the_card(hub: "HubServer", held: Mapping[str, bytes]) -> None:

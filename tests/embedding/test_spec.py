@@ -7,6 +7,7 @@ from appliance.embedding.spec import (
     NAME,
     Card,
     HashSpec,
+    OnnxAskedSpec,
     OnnxRerankerSpec,
     OnnxSpec,
     RkllmRerankerSpec,
@@ -36,6 +37,7 @@ RERANKER_CARD = (
     'name = "r"\ntask = "rerank"\nengine = "onnx"\nfamily = "bert"\nmax_tokens = 16\n'
     'own = ["m.onnx", "tokenizer.json"]\n'
 )
+ASKED_CARD = RERANKER_CARD + 'yes = 2\nno = 1\nopening = "o"\nbetween = "b"\nclosing = "c"\n'
 RKLLM_CARD = (
     'name = "m"\nengine = "rkllm"\nfamily = "qwen3"\ndimensions = 8\nmax_tokens = 1000\ncontext = 1024\n'
     'platform = "rk3588"\nmodel = "m.rkllm"\nown = ["m.rkllm", "tokenizer.json"]\n'
@@ -69,6 +71,7 @@ def test_the_shipped_cards_are_these() -> None:
         "qwen3-embedding-0.6b": "embed",
         "qwen3-embedding-0.6b-rk3576": "embed",
         "qwen3-embedding-0.6b-rk3588": "embed",
+        "qwen3-reranker-0.6b": "rerank",
         "qwen3-reranker-0.6b-rk3576": "rerank",
         "qwen3-reranker-0.6b-rk3588": "rerank",
         "sentence-t5-base": "embed",
@@ -167,9 +170,20 @@ def test_a_reranker_has_no_dimensions_and_may_have_files_of_its_owner(tmp_path: 
     assert (card.task, card.own, card.files) == ("rerank", ("m.onnx", "tokenizer.json"), {})
 
 
+def test_a_reranker_that_is_asked_says_so_by_its_answers(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(ASKED_CARD)
+
+    card = read_card(tmp_path / "r.toml")
+
+    assert isinstance(card, OnnxAskedSpec)
+    assert (card.yes, card.no, card.before, card.precision) == (2, 1, "", "fp32")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        (ASKED_CARD.replace("no = 1", ""), "no: Field required"),
+        (ASKED_CARD.replace("yes = 2", ""), "no: Extra inputs"),
         (RERANKER_CARD + "dimensions = 8\n", "dimensions"),
         (RERANKER_CARD.replace('onnx"\n', 'hash"\n'), "task is embed"),
         (RERANKER_CARD.replace('own = ["m.onnx", "tokenizer.json"]', ""), "files"),

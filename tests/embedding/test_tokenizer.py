@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from appliance.embedding.engine import Ids
-from appliance.embedding.tokenizer import Tokenizer
+from appliance.embedding.tokenizer import Tokenizer, byte_level
 from appliance.errors import EngineUnavailable, InputTooLong, InvalidInput
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "why", "is", "the", "sky", "blue", "uni", "##code"]
@@ -344,3 +344,37 @@ def test_token_ids_become_text_again(path: Path) -> None:
     for wrong in (-1, len(WORDS), 2**40):
         with pytest.raises(InvalidInput, match="from 0 to 10"):
             tokenizer.decode([[WHY, wrong]], skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `vocab.json` and `merges.txt` of RoBERTa's kind."""
+    folder = tmp_path_factory.mktemp("pairs")
+    trained = tokenizers.ByteLevelBPETokenizer()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(["def add(a, b): return a + b", "the sum of two numbers"] * 9, 400, 2, False, specials)  # noqa: FBT003  # theirs
+    trained.save_model(str(folder))
+    return folder
+
+
+def test_a_tokenizer_is_made_of_a_vocabulary_and_merges_as_robertas_own(pairs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(byte_level(pairs / "vocab.json", pairs / "merges.txt"))
+    own = tokenizers.ByteLevelBPETokenizer(str(pairs / "vocab.json"), str(pairs / "merges.txt"))
+    tokenizer = Tokenizer(file, max_tokens=64)
+    text = "def sum(x):  return ≠ x"
+
+    (prompt,) = tokenizer.encode([text], truncate=True)
+
+    assert ids(prompt.content) == [0, *own.encode(text).ids, 2]
+    assert own.encode(text).ids
+
+
+def test_other_vocabularies_are_refused(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "none.txt").write_text("#version: 0.2\n")
+
+    with pytest.raises(EngineUnavailable, match="has no <s>"):
+        byte_level(tmp_path / "vocab.json", tmp_path / "none.txt")
+    with pytest.raises(EngineUnavailable, match="cannot be read"):
+        byte_level(pairs / "merges.txt", pairs / "merges.txt")

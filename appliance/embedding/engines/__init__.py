@@ -74,7 +74,7 @@ def open_reranker(
     spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
 ) -> RerankEngine:
     """Open the engine that a reranker's card asks for. Blocking; arguments and errors as `open_engine` has them."""
-    from appliance.embedding.spec import OnnxRerankerSpec, RkllmRerankerSpec
+    from appliance.embedding.spec import OnnxAskedSpec, OnnxRerankerSpec, RkllmRerankerSpec
 
     with _installed(spec.name):
         match spec:
@@ -82,6 +82,10 @@ def open_reranker(
                 from appliance.embedding.engines.cross_encoder import open_cross_encoder
 
                 return open_cross_encoder(spec, paths, cache=cache, threads=threads)
+            case OnnxAskedSpec():
+                from appliance.embedding.engines.cross_encoder import open_asked
+
+                return open_asked(spec, paths, cache=cache, threads=threads)
             case RkllmRerankerSpec():
                 from appliance.embedding.engines.rkllm.board import Npu
                 from appliance.embedding.engines.rkllm.engine import open_rkllm_reranker

@@ -10,7 +10,7 @@ import onnxruntime  # type: ignore[import-untyped]  # ships no types
 from pydantic import BaseModel, BeforeValidator, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from appliance.embedding.engine import Image, Matrix, Pixels, Prompt
-from appliance.embedding.engines.onnx import BATCH_TOKENS, Graph, check_tokenizer, cores, open_built, open_text_graph
+from appliance.embedding.engines.onnx import BATCH_TOKENS, Graph, cores, open_built, open_text_graph, tokenizer_file
 from appliance.embedding.images import MAX_PIXELS, Framing, pixels_of
 from appliance.embedding.spec import ClipSpec
 from appliance.embedding.tokenizer import Tokenizer
@@ -88,11 +88,10 @@ def open_clip(
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
-    check_tokenizer(spec, paths)
     if _PROCESSOR not in paths:
         raise EngineUnavailable(f"the card {spec.name} lists no {_PROCESSOR}")
     framing = read_framing(paths[_PROCESSOR])
-    tokenizer = Tokenizer(paths["tokenizer.json"], max_tokens=spec.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     texts = open_text_graph(spec, paths, cache=cache, threads=threads)
     images = open_built(spec, paths, cache=cache, threads=threads, task="see")
     engine = ClipEngine(texts, images, tokenizer, framing=framing, lanes=threads or cores(), max_pixels=max_pixels)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from appliance.embedding.engine import Prompt, RerankEngine, Vector
-from appliance.embedding.engines.onnx import BATCH_TOKENS, Graph, check_tokenizer, cores, open_graph
-from appliance.embedding.spec import OnnxRerankerSpec
-from appliance.embedding.tokenizer import PairTokenizer
+from appliance.embedding.engines.onnx import BATCH_TOKENS, Graph, cores, open_graph, tokenizer_file
+from appliance.embedding.question import Question
+from appliance.embedding.spec import OnnxAskedSpec, OnnxRerankerSpec
+from appliance.embedding.tokenizer import PairTokenizer, Tokenizer
 from appliance.errors import EngineFailed, EngineUnavailable
 
 _YES_AND_NO = 2
@@ -28,12 +30,28 @@ def open_cross_encoder(
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
-    check_tokenizer(spec, paths)
-    tokenizer = PairTokenizer(paths["tokenizer.json"], max_tokens=spec.max_tokens)
+    tokenizer = PairTokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     graph = open_graph(spec, paths, cache=cache, threads=threads)
     engine = OnnxReranker(graph, tokenizer, lanes=threads or cores())
     engine.run(engine.prepare("a", ["a"], truncate=True))
     return engine
+
+
+def open_asked(spec: OnnxAskedSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> RerankEngine:
+    """Open a decoder that answers yes or no. Blocking; arguments and errors as for `open_cross_encoder`."""
+    question = Question(spec, Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens))
+    graph = open_graph(spec, paths, cache=cache, threads=threads)
+    engine = OnnxReranker(graph, question, lanes=threads or cores())
+    engine.run(engine.prepare("a", ["a"], truncate=True))
+    return engine
+
+
+class _Writes(Protocol):
+    """Writes query and passage as one prompt, as `RerankEngine.prepare` says."""
+
+    def encode_pairs(
+        self, query: str, passages: Sequence[str], *, truncate: bool, max_tokens: int | None = None
+    ) -> list[Prompt]: ...
 
 
 class OnnxReranker:
@@ -41,7 +59,7 @@ class OnnxReranker:
 
     Args:
         graph: gives `logits`, (pairs, 1): how relevant; or (pairs, 2): no and yes.
-        tokenizer: the model's own.
+        tokenizer: the model's own, for pairs; or a decoder's question.
         lanes: threads that may be inside `run` at once.
 
     Raises:
@@ -51,7 +69,7 @@ class OnnxReranker:
     label = "onnx"
     batch_tokens = BATCH_TOKENS
 
-    def __init__(self, graph: Graph, tokenizer: PairTokenizer, *, lanes: int) -> None:
+    def __init__(self, graph: Graph, tokenizer: _Writes, *, lanes: int) -> None:
         self.lanes = lanes
         self._graph = graph
         self._tokenizer = tokenizer

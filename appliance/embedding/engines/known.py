@@ -1,10 +1,11 @@
 """Which models the CPU's engine can run, told before anything large is fetched."""
 
+import json
 from typing import Final
 
-from pydantic import ValidationError
+from appliance.errors import EngineUnavailable
 
-WEIGHTS: Final = frozenset({"model.safetensors"})
+WEIGHTS: Final = frozenset({"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"})
 """Files that a graph is built from, besides ready-made `.onnx` files: the first name of each form of weights.
 
 `model.safetensors.index.json` stands for weights in several files, `pytorch_model.bin` for pickled ones.
@@ -18,9 +19,13 @@ def known_architecture(config: bytes) -> str | None:
     the vectors, nobody here can tell.
     """
     from appliance.embedding.engines.graphs.bert import Bert  # heavy
+    from appliance.embedding.engines.graphs.build import parse_config
 
     try:
-        known = Bert.model_validate_json(config)
-    except ValidationError:
+        known = parse_config(config)
+    except EngineUnavailable:
         return None
-    return None if b'"auto_map"' in config else known.model_type
+    if type(known) is Bert and b'"auto_map"' in config:
+        return None
+    kind: str = json.loads(config)["model_type"]
+    return kind

@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +17,20 @@ import numpy.typing as npt
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when the library loads; else it keeps a device id in HOME
 import onnxruntime  # type: ignore[import-untyped]  # ships no types
 
-from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, Token
+from appliance.embedding.engine import EmbeddingEngine, Matrix, Output, Prompt, Sparse, Token
 from appliance.embedding.engines.graphs.weights import INDEX, WHOLE, sources
-from appliance.embedding.pooling import Pooling, pooled
-from appliance.embedding.spec import ClipSpec, OnnxRerankerSpec, OnnxSpec
-from appliance.embedding.tokenizer import Tokenizer
+from appliance.embedding.engines.heads import Linear, read_dense, read_linear
+from appliance.embedding.pooling import Pooling, normalized, pooled
+from appliance.embedding.spec import ClipSpec, OnnxAskedSpec, OnnxRerankerSpec, OnnxSpec
+from appliance.embedding.tokenizer import Tokenizer, byte_level
 from appliance.errors import EngineFailed, EngineUnavailable
 
 _GRAPH = "2"
 """Goes up whenever `graphs` writes another graph, so that no old one is loaded from the cache."""
+
+_Spec: TypeAlias = OnnxSpec | OnnxRerankerSpec | OnnxAskedSpec | ClipSpec
+
+_STATES = "last_hidden_state"
 
 BATCH_TOKENS = 512
 """Larger batches fall out of the processor's cache: a third slower at 4,096 tokens."""
@@ -43,10 +49,11 @@ def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
-    check_tokenizer(spec, paths)
-    tokenizer = Tokenizer(paths["tokenizer.json"], max_tokens=spec.max_tokens)
+    tokenizer = Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     graph = open_graph(spec, paths, cache=cache, threads=threads)
-    engine = OnnxEngine(graph, tokenizer, pooling=spec.pooling, lanes=threads or cores())
+    engine = OnnxEngine(
+        graph, tokenizer, pooling=spec.pooling, lanes=threads or cores(), heads=_heads(spec, paths, graph)
+    )
     found = engine.run(engine.prepare(["a"], truncate=True)).shape[1]
     if found != spec.dimensions:
         raise EngineUnavailable(f"the model gives {found} dimensions, its card {spec.name} says {spec.dimensions}")
@@ -64,6 +71,7 @@ class OnnxEngine:
         tokenizer: the model's own.
         pooling: how `last_hidden_state` becomes one vector a text.
         lanes: threads that may be inside `run` at once.
+        heads: what comes behind the graph.
 
     Raises:
         EngineUnavailable: the graph gives something else.
@@ -72,8 +80,18 @@ class OnnxEngine:
     label = "onnx"
     batch_tokens = BATCH_TOKENS
 
-    def __init__(self, graph: "Graph", tokenizer: Tokenizer, *, pooling: Pooling, lanes: int) -> None:
+    def __init__(
+        self,
+        graph: "Graph",
+        tokenizer: Tokenizer,
+        *,
+        pooling: Pooling,
+        lanes: int,
+        heads: "Heads | None" = None,
+    ) -> None:
         self.lanes = lanes
+        self._heads = heads or Heads()
+        self._specials = tokenizer.special_ids
         self._graph = graph
         self._tokenizer = tokenizer
         self._pooling: Pooling = pooling
@@ -81,6 +99,11 @@ class OnnxEngine:
         self._output = next((name for name in ("sentence_embedding", "last_hidden_state") if name in outputs), "")
         if not self._output:
             raise EngineUnavailable("the .onnx file gives neither sentence_embedding nor last_hidden_state")
+        given: set[Output] = {"tokens"} if _STATES in outputs else set()
+        if given and self._heads.sparse is not None:
+            given.add("sparse")
+        self.outputs = frozenset(given)
+        """As `TokenEngine.outputs` says."""
 
     def prepare(
         self, inputs: Sequence[str | Sequence[int]], *, truncate: bool, max_tokens: int | None = None
@@ -104,13 +127,83 @@ class OnnxEngine:
         """Vectors of the prompts, as `EmbeddingEngine.run` says."""
         output, mask = self._graph.run(self._output, prompts)
         vectors: Matrix = output if self._output == "sentence_embedding" else pooled(output, mask, self._pooling)
-        if not np.isfinite(vectors).all():
-            raise EngineFailed("the model answered with NaN or infinity")
-        return vectors
+        for layer in self._heads.dense:
+            vectors = layer(vectors)
+        return _finite(vectors)
+
+    def run_tokens(self, prompts: Sequence[Prompt]) -> list[Matrix]:
+        """The last states of each prompt's tokens, as `TokenEngine.run_tokens` says.
+
+        Where the card names a layer for it, what that gives of all tokens but the first, each scaled to length 1
+        (BGE-M3; Chen et al. 2024).
+        """
+        states = self._states(prompts)
+        layer = self._heads.multi_vector
+        return states if layer is None else [_finite(normalized(layer(rows[1:]))) for rows in states]
+
+    def run_sparse(self, prompts: Sequence[Prompt]) -> list[Sparse]:
+        """The weights of each prompt's tokens, as `TokenEngine.run_sparse` says: of a token that comes more than once
+        the largest.
+        """
+        layer = self._heads.sparse
+        if layer is None:
+            raise EngineFailed("the model gives no sparse embeddings")
+        results = []
+        for prompt, states in zip(prompts, self._states(prompts), strict=True):
+            weights = np.maximum(_finite(layer(states))[:, 0], 0)
+            ids, places = np.unique(np.asarray(prompt.content, np.int64), return_inverse=True)
+            largest = np.zeros(len(ids), np.float32)
+            np.maximum.at(largest, places, weights)
+            kept = (largest > 0) & ~np.isin(ids, self._specials)
+            results.append(Sparse(ids[kept], largest[kept]))
+        return results
+
+    def _states(self, prompts: Sequence[Prompt]) -> list[Matrix]:
+        """The last state of each token, float32 (tokens, hidden), for each prompt."""
+        output, _ = self._graph.run(_STATES, prompts)
+        return [_finite(rows[: prompt.tokens]) for rows, prompt in zip(output, prompts, strict=True)]
 
     def close(self) -> None:
         """Let go of the model. Safe to call twice."""
         self._graph.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Linear layers behind a graph.
+
+    Attributes:
+        dense: behind the pooling, in order.
+        sparse: gives the weight of a token, before what is below 0 becomes 0.
+        multi_vector: gives the vector of a token.
+    """
+
+    dense: tuple[Linear, ...] = ()
+    sparse: Linear | None = None
+    multi_vector: Linear | None = None
+
+
+def _heads(spec: OnnxSpec, paths: Mapping[str, Path], graph: "Graph") -> Heads:
+    """The layers that a card names, read, and found to fit one another."""
+    if (spec.sparse or spec.multi_vector) and _STATES not in graph.outputs:
+        raise EngineUnavailable(f"the .onnx file gives no {_STATES}, which the card's sparse or multi_vector reads")
+    dense = tuple(read_dense(folder, paths) for folder in spec.dense)
+    width = graph.width
+    for folder, layer in zip(spec.dense, dense, strict=True):
+        if width not in {0, layer.weight.shape[0]}:
+            raise EngineUnavailable(f"{folder} reads {layer.weight.shape[0]} numbers, and {width} are given")
+        width = layer.weight.shape[1]
+    return Heads(
+        dense,
+        read_linear(spec.sparse, paths, inputs=graph.width, outputs=1) if spec.sparse else None,
+        read_linear(spec.multi_vector, paths, inputs=graph.width) if spec.multi_vector else None,
+    )
+
+
+def _finite(rows: Matrix) -> Matrix:
+    if not np.isfinite(rows).all():
+        raise EngineFailed("the model answered with NaN or infinity")
+    return rows
 
 
 class Graph:
@@ -133,7 +226,11 @@ class Graph:
             raise EngineUnavailable(
                 f"the .onnx file takes {', '.join(self._inputs)}; expected {', '.join(sorted(known))}"
             )
-        self.outputs = frozenset(item.name for item in session.get_outputs())
+        outputs = session.get_outputs()
+        self.outputs = frozenset(item.name for item in outputs)
+        last = [item.shape[-1] for item in outputs if item.name in {_STATES, "sentence_embedding"} and item.shape]
+        self.width: int = last[0] if last and isinstance(last[0], int) else 0
+        """Numbers of a vector that it gives; 0 where the file does not say."""
 
     def run(self, output: str, prompts: Sequence[Prompt]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """What the graph gives for the prompts, and the mask, int64 (texts, tokens): 1 for a token, 0 for padding.
@@ -163,22 +260,34 @@ class Graph:
         self._session = None
 
 
-def check_tokenizer(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path]) -> None:
-    """EngineUnavailable where a card lists no tokenizer."""
-    if "tokenizer.json" not in paths:
+def tokenizer_file(spec: _Spec, paths: Mapping[str, Path], *, cache: Path) -> Path:
+    """The model's `tokenizer.json`: the card's, or one made of its `vocab.json` and `merges.txt` and kept in `cache`.
+
+    Raises:
+        EngineUnavailable: the card lists neither, or they are damaged.
+    """
+    if "tokenizer.json" in paths:
+        return paths["tokenizer.json"]
+    if not {"vocab.json", "merges.txt"} <= paths.keys():
         raise EngineUnavailable(f"the card {spec.name} lists no tokenizer.json")
+    made = byte_level(paths["vocab.json"], paths["merges.txt"]).encode()
+    place = cache / "tokenizers" / f"{hashlib.sha256(made).hexdigest()[:32]}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        part = place.with_suffix(f".{os.getpid()}.part")
+        part.write_bytes(made)
+        part.replace(place)
+    return place
 
 
-def open_graph(spec: OnnxSpec | OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
+def open_graph(spec: _Spec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
     """Open a card's graph, built first where its files are safetensors. Arguments and errors as for `open_onnx`."""
     if not any(name in paths for name in (*WHOLE, *INDEX)):
         return Graph(_session(_self_contained(paths)))
     return open_text_graph(spec, paths, cache=cache, threads=threads)
 
 
-def open_text_graph(
-    spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0
-) -> Graph:
+def open_text_graph(spec: _Spec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
     """Open the graph that is built of a card's files. Arguments and errors as for `open_onnx`."""
     session = open_built(spec, paths, cache=cache, threads=threads)
     longest = int(session.get_modelmeta().custom_metadata_map["max_tokens"])
@@ -211,7 +320,7 @@ def _session(model: Path | bytes, *, spare: int = 0) -> onnxruntime.InferenceSes
 
 
 def open_built(
-    spec: OnnxSpec | OnnxRerankerSpec | ClipSpec,
+    spec: _Spec,
     paths: Mapping[str, Path],
     *,
     cache: Path,
@@ -225,7 +334,6 @@ def open_built(
     """
     # A lone fp32 question takes a quarter less time with one, and full batches 6 % more; int8 gains nothing by it.
     spare = int(spec.precision == "fp32" and (threads or cores()) != 1)
-    task = task or spec.task
     graph = _graph(spec, paths, cache=cache, task=task)
     try:
         return _session(graph, spare=spare)
@@ -234,7 +342,7 @@ def open_built(
         return _session(_graph(spec, paths, cache=cache, task=task), spare=spare)
 
 
-def _graph(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Path], *, cache: Path, task: str) -> Path:
+def _graph(spec: _Spec, paths: Mapping[str, Path], *, cache: Path, task: str) -> Path:
     """The cached graph of a model; built first, in a process of its own, if it is not there.
 
     Beside it lie its large constants, in a file of the same name and `.data`.
@@ -246,8 +354,10 @@ def _graph(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Pat
     if missing:
         raise EngineUnavailable(f"the card {spec.name} lists no {missing[0]}")
     identity = [*(_sha256(spec, name, paths[name]) for name in names), spec.precision, _GRAPH]
+    words = [spec.no, spec.yes] if isinstance(spec, OnnxAskedSpec) else None
+    task = task or ("answer" if words else spec.task)
     if task != "embed":
-        identity.append(task)
+        identity += [task, *map(str, words or ())]
     graph = cache / "graphs" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}.onnx"
     if graph.exists():
         return graph
@@ -256,6 +366,7 @@ def _graph(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, paths: Mapping[str, Pat
         "target": str(graph.resolve()),
         "precision": spec.precision,
         "task": task,
+        "words": words,
     }
     build_graph(spec.name, order)
     return graph
@@ -286,7 +397,7 @@ def build_graph(name: str, order: Mapping[str, Any]) -> None:
         raise EngineUnavailable(f"{name} cannot be made ready for ONNX Runtime: {why}") from error
 
 
-def _sha256(spec: OnnxSpec | OnnxRerankerSpec | ClipSpec, name: str, path: Path) -> str:
+def _sha256(spec: _Spec, name: str, path: Path) -> str:
     """Of a file: as the card has it, as the name of a file that was checked when it came says, or of its content."""
     if name in spec.files:
         return spec.files[name].sha256

@@ -90,7 +90,7 @@ def texts_of(engine: EmbeddingEngine, texts: list[str]) -> Matrix:
 
 def reference_python() -> str:
     """A Python that has torch and transformers."""
-    given = os.environ.get("APPLIANCE_REFERENCE_PYTHON", "")
+    given = os.environ.get("REFERENCE_PYTHON", "")
     own = ROOT / ".venv-reference" / "bin" / "python"
     if not given and not own.exists():
         pytest.skip("no interpreter with torch and transformers: run scripts/install reference")

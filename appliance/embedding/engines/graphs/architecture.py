@@ -9,6 +9,7 @@ from onnx import TensorProto
 from pydantic import BaseModel, PositiveInt
 
 from appliance.embedding.engines.graphs.writer import Graph
+from appliance.errors import EngineUnavailable
 
 Task: TypeAlias = Literal["embed", "see", "rerank", "answer"]
 """What the graph ends with: the last layer's states, or a vector for each input; the same for images; the
@@ -55,15 +56,28 @@ class TextArchitecture(Architecture, ABC, frozen=True):
         return {name: values[name] for name in names}
 
 
-class Rows:
-    """The shapes that go with the input `input_ids`, and the way from (texts, tokens, channels) to rows and back."""
+def only_embeds(task: Task) -> None:
+    """EngineUnavailable where a model that only embeds is to do something else."""
+    if task != "embed":
+        raise EngineUnavailable("config.json: models of this architecture embed; they are not built as rerankers")
 
-    def __init__(self, graph: Graph) -> None:
+
+class Rows:
+    """The inputs `input_ids` and `attention_mask`, and the way from (texts, tokens, channels) to rows and back."""
+
+    def __init__(self, graph: Graph, *, longest: int) -> None:
         self._graph = graph
+        self.longest = longest
+        """The most tokens of a text."""
+        graph.input("input_ids")
+        graph.input("attention_mask")
         self.shape = graph("Shape", "input_ids")
         """int64 (2,): texts, tokens."""
         self.tokens = graph("Shape", "input_ids", start=1)
         """int64 (1,)."""
+        first, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
+        last = graph("Squeeze", self.tokens, graph.integers(0))
+        self._positions = graph("Cast", graph("Range", first, last, one), to=TensorProto.FLOAT)
 
     def flat(self, states: str, channels: int) -> str:
         """(texts, tokens, …) as rows, (texts * tokens, channels)."""
@@ -83,10 +97,7 @@ class Rows:
 
     def positions(self) -> str:
         """0, 1, 2, … for the tokens of a text, float32 (tokens,)."""
-        graph = self._graph
-        first, one = graph.constant(0, np.int64), graph.constant(1, np.int64)
-        last = graph("Squeeze", self.tokens, graph.integers(0))
-        return graph("Cast", graph("Range", first, last, one), to=TensorProto.FLOAT)
+        return self._positions
 
     def distances(self) -> str:
         """How far after token i token j stands, float32 (tokens, tokens)."""

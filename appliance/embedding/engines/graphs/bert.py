@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from appliance.embedding.engines.graphs.architecture import Rows, Task, TextArchitecture
+from appliance.embedding.engines.graphs.attention import attention
 from appliance.embedding.engines.graphs.writer import Graph
 from appliance.errors import EngineUnavailable
 
@@ -52,13 +53,11 @@ class Bert(TextArchitecture, frozen=True):
         """Write the model."""
         if task == "answer":
             raise EngineUnavailable("config.json: a decoder that answers is needed, not an encoder")
-        graph.input("input_ids")
-        graph.input("attention_mask")
+        rows = Rows(graph, longest=self.max_tokens)
         typed = task == "rerank" and self.type_vocab_size > 1
         if typed:
             graph.input("token_type_ids")
         graph.weights.anchor("embeddings.word_embeddings.weight")
-        rows = Rows(graph)
         states = self._layers(graph, rows, typed=typed)
         if task == "embed":
             graph.output("last_hidden_state", states, ["texts", "tokens", self.hidden_size])
@@ -75,7 +74,7 @@ class Bert(TextArchitecture, frozen=True):
             parts = [f"{at}.attention.self.{part}" for part in ("query", "key", "value")]
             joined = graph.linear(hidden, *parts, sizes=[size] * 3, inputs=size)
             deep = [rows.deep(part, size) for part in graph.split(joined, size, size, size)]
-            context = rows.flat(graph("Attention", *deep, seen, q_num_heads=heads, kv_num_heads=heads), size)
+            context = attention(graph, rows, deep, seen, heads=(heads, heads), size=size // heads)
             context = graph.linear(context, f"{at}.attention.output.dense", sizes=[size], inputs=size)
             hidden = self._norm(graph, graph("Add", context, hidden), f"{at}.attention.output.LayerNorm")
             grown = graph.linear(hidden, f"{at}.intermediate.dense", sizes=[inner], inputs=size)

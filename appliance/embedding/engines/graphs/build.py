@@ -25,11 +25,29 @@ from pydantic import BaseModel, ValidationError
 from appliance.embedding.engines.graphs.architecture import Architecture, Task
 from appliance.embedding.engines.graphs.bert import Bert
 from appliance.embedding.engines.graphs.clip import ClipText, ClipVision
+from appliance.embedding.engines.graphs.gemma3 import Gemma3
+from appliance.embedding.engines.graphs.gte import Gte
+from appliance.embedding.engines.graphs.jina import JinaBert
+from appliance.embedding.engines.graphs.mpnet import MPNet
+from appliance.embedding.engines.graphs.nomic import NomicBert
+from appliance.embedding.engines.graphs.qwen3 import Qwen3
+from appliance.embedding.engines.graphs.t5 import T5
 from appliance.embedding.engines.graphs.weights import Floats, Weights
 from appliance.embedding.engines.graphs.writer import Graph, Precision
 from appliance.errors import EngineUnavailable
 
-_KNOWN: Mapping[str, type[Architecture]] = {"bert": Bert, "roberta": Bert, "xlm-roberta": Bert, "clip": ClipText}
+_KNOWN: Mapping[str, type[Architecture]] = {
+    "bert": Bert,
+    "clip": ClipText,
+    "gemma3_text": Gemma3,
+    "mpnet": MPNet,
+    "new": Gte,
+    "nomic_bert": NomicBert,
+    "qwen3": Qwen3,
+    "roberta": Bert,
+    "t5": T5,
+    "xlm-roberta": Bert,
+}
 """Architectures by the `model_type` of `config.json`."""
 
 _SEEING: Mapping[str, type[Architecture]] = {"clip": ClipVision}
@@ -59,35 +77,41 @@ class Order(BaseModel, frozen=True):
     words: tuple[int, int] | None = None
 
 
-def read_config(path: Path, *, task: Task = "embed") -> Architecture:
-    """Read a `config.json`.
+def read_config(path: Path, *, task: Task = "embed", words: tuple[int, int] | None = None) -> Architecture:
+    """Read a `config.json`; `task` and `words` as in `Order`.
 
     Raises:
         EngineUnavailable: not JSON, or an architecture that is not built here; the message names the field.
     """
+    with path.open("rb") as file:
+        return parse_config(file.read(_MAX_CONFIG), task=task, words=words)
+
+
+def parse_config(content: bytes, *, task: Task = "embed", words: tuple[int, int] | None = None) -> Architecture:
+    """What `config.json` holds, as for `read_config`."""
     try:
-        with path.open("rb") as file:
-            config = json.loads(file.read(_MAX_CONFIG))
+        config = json.loads(content)
         if not isinstance(config, dict):
             raise ValueError  # noqa: TRY004, TRY301  told as any other damage
     except (ValueError, RecursionError) as error:
         raise EngineUnavailable("config.json is no JSON object") from error
-    known = _SEEING if task == "see" else _KNOWN
-    kind = _kind(config, known)
+    which = _which(config, _SEEING if task == "see" else _KNOWN)
     try:
-        return known[kind].model_validate(config)
+        return which.model_validate(config | ({"words": words} if words else {}))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise EngineUnavailable(f"config.json: {where}: {first['msg']}".replace(": :", ":")) from error
 
 
-def _kind(config: Mapping[str, Any], known: Mapping[str, type[Architecture]]) -> str:
+def _which(config: Mapping[str, Any], known: Mapping[str, type[Architecture]]) -> type[Architecture]:
     """Which of the architectures a config is of."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in known:
         raise EngineUnavailable(f"config.json: model_type {str(kind)[:60]!r} is none of {', '.join(known)}")
-    return kind
+    if kind == "bert" and config.get("position_embedding_type") == "alibi":
+        return JinaBert
+    return known[kind]
 
 
 def write(architecture: Architecture, weights: Weights, order: Order, *, data: Path) -> bytes:
@@ -148,7 +172,7 @@ def build(order: Order) -> None:
     with _locked(target.parent):
         if target.exists():
             return
-        architecture = read_config(order.files["config.json"], task=order.task)
+        architecture = read_config(order.files["config.json"], task=order.task, words=order.words)
         data = target.with_suffix(".data")
         part = target.with_suffix(".part")
         data.unlink(missing_ok=True)  # whoever still has an old one mapped keeps it

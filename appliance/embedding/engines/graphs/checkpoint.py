@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from appliance.errors import EngineUnavailable
 
-_MAX_PICKLE = 8 << 20
+_MAX_PICKLE = 2 << 20
 """Bytes of `data.pkl`; a model of a thousand tensors has some 200 KiB."""
 
-_MAX_ENTRIES = 1 << 16
+_MAX_ENTRIES = 1 << 13
 """Entries of the archive."""
 
-_MAX_DIRECTORY = 16 << 20
+_MAX_DIRECTORY = 2 << 20
 """Bytes of the archive's table of contents, which is read before its entries can be counted."""
 
 _MAX_AXES = 8
@@ -99,8 +99,10 @@ class Checkpoint:
         try:
             self._offsets, pickle = _contents(path)
             found = _followed(pickle)
-        except (_RefusedError, zipfile.BadZipFile) as error:
+        except _RefusedError as error:
             raise EngineUnavailable(f"{name}: {error}; {_HOW}") from error
+        except Exception as error:  # what zipfile raises shares no base class
+            raise EngineUnavailable(f"{name} is damaged; bring the model again") from error
         self._tensors = {key: value for key, value in found.items() if isinstance(value, _Tensor)}
         if not self._tensors:
             raise EngineUnavailable(f"{name} holds no tensors by name; {_HOW}")

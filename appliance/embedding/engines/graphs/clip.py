@@ -82,9 +82,8 @@ class _TextTower(_Tower, frozen=True):
 
     def write(self, graph: Graph, *, outputs: int) -> None:
         size = self.hidden_size
-        graph.input("input_ids")
-        graph.input("attention_mask")  # not looked at: padding stands behind the end, where no token looks
-        rows = Rows(graph)
+        # The mask is not looked at: padding stands behind the end, where no token looks.
+        rows = Rows(graph, longest=self.max_position_embeddings)
         at = "text_model.embeddings"
         words = graph.table(f"{at}.token_embedding.weight", (self.vocab_size, size), "input_ids")
         table = graph.weights.take(f"{at}.position_embedding.weight", (self.max_position_embeddings, size))

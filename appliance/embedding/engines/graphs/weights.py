@@ -103,6 +103,11 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._stored(name) in self._holders
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor; empty where there is none."""
+        stored = self._stored(name)
+        return self._holders[stored].tensors[stored].shape if stored in self._holders else ()
+
     def take(self, name: str, shape: tuple[int, ...]) -> Floats:
         """A whole tensor, as float32 of its own.
 
@@ -111,6 +116,11 @@ class Weights:
         """
         return self._read(self._checked(name, shape), name, slice(None))
 
+    def row(self, name: str, shape: tuple[int, int], place: int) -> Floats:
+        """One row of a table, (columns,). Errors as `take`."""
+        row: Floats = self._read(self._checked(name, shape), name, slice(place, place + 1))[0]
+        return row
+
     def rows(self, name: str, shape: tuple[int, ...], *, at_once: int) -> Iterator[Floats]:
         """A tensor in pieces of `at_once` rows, in order. Errors as `take`."""
         stored = self._checked(name, shape)
@@ -118,7 +128,10 @@ class Weights:
             yield self._read(stored, name, slice(start, min(start + at_once, shape[0])))
 
     def _stored(self, name: str) -> str:
-        return name if self._prefix + name not in self._holders else self._prefix + name
+        for stored in (self._prefix + name, self._prefix + _once(name)):
+            if stored in self._holders:
+                return stored
+        return name
 
     def _checked(self, name: str, shape: tuple[int, ...]) -> str:
         stored = self._stored(name)
@@ -147,6 +160,13 @@ class Weights:
             raise EngineUnavailable(f"{name} cannot be used: {error}") from error
         self._opened.append(file)
         return file
+
+
+def _once(name: str) -> str:
+    """What a tensor of a norm is called in checkpoints that came from TensorFlow, as BERT's own."""
+    for now, then in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+        name = name.replace(now, then)
+    return name
 
 
 def sources(files: Mapping[str, Path]) -> list[str]:
@@ -182,7 +202,9 @@ def _index(path: Path, name: str) -> dict[str, str]:
         if path.stat().st_size > _MAX_INDEX:
             raise ValueError  # noqa: TRY301  told as any other damage
         where = json.loads(path.read_bytes())["weight_map"]
-        if not where or not all(isinstance(part, str) and PurePosixPath(part).name == part for part in where.values()):
+        if not where or not all(
+            isinstance(part, str) and part and PurePosixPath(part).name == part for part in where.values()
+        ):
             raise ValueError  # noqa: TRY301
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineUnavailable(f"{name} is no index of weights") from error

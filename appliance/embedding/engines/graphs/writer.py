@@ -1,6 +1,7 @@
 """Writes an ONNX graph: operators in order, and the layers that models are made of, in float32 or 8-bit integers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -53,10 +54,12 @@ class Graph:
         self.weights = weights
         self.norms: list[str] = []
         """What each norm gives, in order."""
+        self._norm_of: dict[str, int] = {}
         self._peaks = peaks
         self._path = data
         self._data = data.open("wb")
         self._nodes: list[onnx.NodeProto] = []
+        self._numbers = count()
         self._constants: list[onnx.TensorProto] = []
         self._known: dict[tuple[bytes, str, tuple[int, ...]], str] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -76,9 +79,34 @@ class Graph:
 
     def several(self, operator: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
         """Add an operator with several outputs."""
-        names = [f"{operator}_{len(self._nodes)}_{index}" for index in range(outputs)]
+        number = next(self._numbers)
+        names = [f"{operator}_{number}_{index}" for index in range(outputs)]
         self._nodes.append(helper.make_node(operator, inputs, names, **attributes))
         return names
+
+    def loop(self, times: str, first: str, step: Callable[[str, str], str]) -> str:
+        """What `step` makes of `first`, again and again.
+
+        Args:
+            times: how often, int64 ().
+            first: float32.
+            step: writes what is done each time, from the round, int64 (), and what the last round gave; it may read
+                any tensor outside.
+        """
+        number = next(self._numbers)
+        turn, go, given, on = (f"{part}_{number}" for part in ("round", "go", "given", "on"))
+        outside, self._nodes = self._nodes, []
+        result = step(turn, given)
+        self._nodes.append(helper.make_node("Identity", [go], [on]))
+        info = helper.make_tensor_value_info
+        body = helper.make_graph(
+            self._nodes,
+            f"body_{number}",
+            [info(turn, TensorProto.INT64, []), info(go, TensorProto.BOOL, []), info(given, TensorProto.FLOAT, None)],
+            [info(on, TensorProto.BOOL, []), info(result, TensorProto.FLOAT, None)],
+        )
+        self._nodes = outside
+        return self("Loop", times, "", first, body=body)
 
     def input(self, name: str, dtype: int = TensorProto.INT64, shape: Shape = ("texts", "tokens")) -> str:
         """Add an input."""
@@ -193,8 +221,8 @@ class Graph:
         if self._peaks is None:
             result = self("MatMul", rows, self.constant(weight))
         else:
-            if rows in self.norms:
-                factors = smoothing(self._peaks[self.norms.index(rows)], weight)
+            if rows in self._norm_of:
+                factors = smoothing(self._peaks[self._norm_of[rows]], weight)
                 rows = self("Mul", rows, self.constant(1 / factors))
                 weight = weight * factors[:, None]
             result = self._integer_product(rows, weight)
@@ -204,7 +232,12 @@ class Graph:
         """Channels that lie side by side, apart."""
         return self.several("Split", rows, self.integers(*sizes), outputs=len(sizes), axis=-1)
 
+    def same_norm(self, some: str, rows: str) -> None:
+        """Take `some` for rows of the norm that gave `rows`."""
+        self._norm_of[some] = self._norm_of[rows]
+
     def _normed(self, rows: str) -> str:
+        self._norm_of[rows] = len(self.norms)
         self.norms.append(rows)
         return rows
 

@@ -15,9 +15,10 @@ from appliance.embedding.engines.rkllm.library import Library, choose
 from appliance.embedding.engines.rkllm.process import INTERPRETER, Opening
 from appliance.embedding.engines.rkllm.session import Job
 from appliance.embedding.pooling import normalized
+from appliance.embedding.question import Question
 from appliance.embedding.spec import RkllmRerankerSpec, RkllmSpec
 from appliance.embedding.tokenizer import Tokenizer
-from appliance.errors import EngineFailed, EngineUnavailable, InputTooLong, InvalidInput
+from appliance.errors import EngineFailed, EngineUnavailable, InvalidInput
 
 _SECONDS, _SECONDS_PER_TOKEN = 10.0, 0.05
 """What a run may take unless it was said: 128 tokens of Qwen3-0.6B take an RK3562 0.9 s (rknn-llm's benchmark.md), and
@@ -171,31 +172,15 @@ class RkllmReranker:
 
     def __init__(self, spec: RkllmRerankerSpec, tokenizer: Tokenizer, keeper: Keeper) -> None:
         self._spec = spec
-        self._tokenizer = tokenizer
+        self._question = Question(spec, tokenizer)
         self._keeper = keeper
-        self._opening, self._closing = map(self._bare, tokenizer.encode([spec.opening, spec.closing], truncate=False))
-        tokenizer.special_tokens_are_text()
         self.label = _label(keeper.library)
 
     def prepare(
         self, query: str, passages: Sequence[str], *, truncate: bool, max_tokens: int | None = None
     ) -> list[Prompt]:
         """Tokenise, as `RerankEngine.prepare` says. The end of a passage is cut, never what the model is asked."""
-        limit = self._spec.max_tokens if max_tokens is None else min(max_tokens, self._spec.max_tokens)
-        room = limit - len(self._opening) - len(self._closing)
-        asked = f"{self._spec.before}{query}{self._spec.between}"
-        (question,) = self._tokenizer.encode([asked], truncate=True)
-        if question.truncated or question.tokens >= room:
-            raise InvalidInput(f"the query leaves no room for a passage in {limit} tokens", param="query")
-        prompts = []
-        for prompt in self._tokenizer.encode([asked + passage for passage in passages], truncate=True):
-            ids = self._bare(prompt)
-            cut = prompt.truncated or len(ids) > room
-            if cut and not truncate:
-                raise InputTooLong(tokens=limit + 1, limit=limit, exact=False)
-            ids = np.concatenate([self._opening, ids[:room], self._closing])
-            prompts.append(Prompt(ids, tokens=len(ids), truncated=cut))
-        return prompts
+        return self._question.encode_pairs(query, passages, truncate=truncate, max_tokens=max_tokens)
 
     def run(self, prompts: Sequence[Prompt]) -> Vector:
         """Logits of the prompts, as `RerankEngine.run` says: that of yes less that of no, for softmax of two is the
@@ -227,12 +212,6 @@ class RkllmReranker:
     @staticmethod
     def _difference(logits: Vector) -> float:
         return float(logits[0] - logits[1])
-
-    def _bare(self, prompt: Prompt) -> npt.NDArray[np.int64]:
-        """The ids without the special tokens that the tokenizer puts around any text."""
-        head, tail = self._tokenizer.around
-        ids = _ids(prompt)
-        return ids[len(head) : len(ids) - len(tail)]
 
 
 _CORES = 8
