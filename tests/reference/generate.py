@@ -89,6 +89,12 @@ def random_weights(state: State, *, centred: bool = False) -> State:
     return made
 
 
+AS: dict[str, dict[str, Any]] = {}
+"""By the name of a model here: other cards, by name, with `pooling`, `dense` and the `prefixes` of each kind; their
+vectors are wanted as well.
+"""
+
+
 class Folder:
     """One model being written."""
 
@@ -98,6 +104,7 @@ class Folder:
         self.words = words
         self.words.save(str(self.path / "tokenizer.json"))
         self.card = {"family": "bert", "dimensions": HIDDEN, "max_tokens": MAX_TOKENS, "pooling": "mean"} | card
+        self.hidden = HIDDEN
         self.layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
 
     def config(self, config: dict[str, Any], folder: str = "") -> None:
@@ -138,8 +145,7 @@ class Folder:
         self.card["dimensions"] = sizes[1]
 
     def ids(self, text: str) -> torch.Tensor:
-        """Of a text as the card says: its prefix, and the end cut off before the closing special tokens."""
-        text = self.card.get("prefixes", {}).get("document", "") + text
+        """Of a text, its end cut off before the closing special tokens."""
         whole, bare = self.words.encode(text).ids, self.words.encode(text, add_special_tokens=False).ids
         over = max(len(whole) - self.card["max_tokens"], 0)
         tail = self.words.encode("a").special_tokens_mask[::-1].index(0)
@@ -148,17 +154,26 @@ class Folder:
 
     def finish(self, run: Run, **more: Any) -> None:
         """Write what the model gives."""
-        vectors = []
+        vectors = self.vectors(run, self.card, self.card.get("prefixes", {}).get("document", ""))
+        reference = {"card": self.card, "texts": TEXTS, "vectors": vectors, "hidden": self.hidden} | more
+        reference["as"] = {
+            name: {kind: self.vectors(run, card, prefix) for kind, prefix in card["prefixes"].items()}
+            for name, card in AS.get(self.path.name, {}).items()
+        }
+        (self.path / "reference.json").write_text(json.dumps(reference))
+
+    def vectors(self, run: Run, card: dict[str, Any], prefix: str) -> list[list[float]]:
+        """Of every text with a prefix, pooled as a card says, through the layers behind the pooling if it has any."""
+        found = []
         with torch.no_grad():
             for text in TEXTS:
-                states = run(self.ids(text))[0]
-                pooling = self.card["pooling"]
+                states = run(self.ids(prefix + text))[0]
+                pooling = card["pooling"]
                 row = states.mean(0) if pooling == "mean" else states[0 if pooling == "cls" else -1]
-                for layer in self.layers:
+                for layer in self.layers if card.get("dense") else ():
                     row = layer(row)
-                vectors.append(functional.normalize(row, dim=0).tolist())
-        reference = {"card": self.card, "texts": TEXTS, "vectors": vectors} | more
-        (self.path / "reference.json").write_text(json.dumps(reference))
+                found.append(functional.normalize(row, dim=0).tolist())
+        return found
 
 
 def filled(model: torch.nn.Module, *, dtype: torch.dtype = torch.float32, centred: bool = False) -> State:
@@ -513,7 +528,7 @@ def jina(root: Path) -> None:
         "num_attention_heads": heads,
     }
     config |= {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "layer_norm_eps": epsilon}
-    folder.card["dimensions"] = hidden
+    folder.card["dimensions"] = folder.hidden = hidden
     state = {"embeddings.word_embeddings.weight": torch.empty(VOCABULARY, hidden)}
     state["embeddings.token_type_embeddings.weight"] = torch.empty(2, hidden)
     norms = ["embeddings.LayerNorm"]
@@ -548,6 +563,7 @@ def jina(root: Path) -> None:
 
 def main() -> None:
     root = Path(sys.argv[1])
+    AS.update(json.loads(sys.argv[2]) if len(sys.argv) > 2 else {})
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002  what transformers may draw from
