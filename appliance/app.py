@@ -107,6 +107,7 @@ def create_registry(
     """
     files = ModelFiles(settings.models, offline=settings.offline)
     npu = _npu(settings, metrics)
+    threads, batch_tokens = settings.threads, settings.batch_tokens
     remote = Remote(secret=settings.secret)
 
     def opened(spec: ModelSpec) -> EmbeddingEngine | RemoteEngine:
@@ -114,14 +115,17 @@ def create_registry(
             spec,
             files.paths(spec),
             cache=settings.cache,
-            threads=settings.threads,
+            threads=threads,
+            batch_tokens=batch_tokens,
             npu=npu,
             max_pixels=settings.max_pixels,
             remote=remote,
         )
 
     def opened_reranker(spec: RerankerSpec) -> RerankEngine:
-        return open_reranker(spec, files.paths(spec), cache=settings.cache, threads=settings.threads, npu=npu)
+        return open_reranker(
+            spec, files.paths(spec), cache=settings.cache, threads=threads, batch_tokens=batch_tokens, npu=npu
+        )
 
     fit = Fit(settings.engine, npu.platform)
     registry = Registry(

@@ -24,6 +24,7 @@ def open_engine(
     *,
     cache: Path,
     threads: int = 0,
+    batch_tokens: int = 0,
     npu: Npu | None = None,
     max_pixels: int = 50_000_000,
     remote: Remote | None = None,
@@ -35,6 +36,7 @@ def open_engine(
         paths: where the card's files are, by their names on the card.
         cache: folder for what an engine makes of the files, and can make again.
         threads: cores to use; 0 for all.
+        batch_tokens: padded tokens of one batch on ONNX Runtime; 0 for what it runs best.
         npu: what the settings say of models on the NPU; the defaults if left out.
         max_pixels: of an image at most, for a model that takes images.
         remote: what the settings say of models on other servers; the defaults, without any key, if left out.
@@ -53,7 +55,7 @@ def open_engine(
             case OnnxSpec():
                 from appliance.embedding.engines.onnx import open_onnx
 
-                return open_onnx(spec, paths, cache=cache, threads=threads)
+                return open_onnx(spec, paths, cache=cache, threads=threads, batch_tokens=batch_tokens)
             case RkllmSpec():
                 from appliance.embedding.engines.rkllm.board import Npu
                 from appliance.embedding.engines.rkllm.engine import open_rkllm
@@ -62,7 +64,9 @@ def open_engine(
             case ClipSpec():
                 from appliance.embedding.engines.clip import open_clip
 
-                return open_clip(spec, paths, cache=cache, threads=threads, max_pixels=max_pixels)
+                return open_clip(
+                    spec, paths, cache=cache, threads=threads, batch_tokens=batch_tokens, max_pixels=max_pixels
+                )
             case RemoteSpec():
                 from appliance.embedding.engines.remote.access import Remote
                 from appliance.embedding.engines.remote.engine import open_remote
@@ -71,7 +75,13 @@ def open_engine(
 
 
 def open_reranker(
-    spec: RerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, npu: Npu | None = None
+    spec: RerankerSpec,
+    paths: Mapping[str, Path],
+    *,
+    cache: Path,
+    threads: int = 0,
+    batch_tokens: int = 0,
+    npu: Npu | None = None,
 ) -> RerankEngine:
     """Open the engine that a reranker's card asks for. Blocking; arguments and errors as `open_engine` has them."""
     from appliance.embedding.spec import OnnxAskedSpec, OnnxRerankerSpec, RkllmRerankerSpec
@@ -81,11 +91,11 @@ def open_reranker(
             case OnnxRerankerSpec():
                 from appliance.embedding.engines.cross_encoder import open_cross_encoder
 
-                return open_cross_encoder(spec, paths, cache=cache, threads=threads)
+                return open_cross_encoder(spec, paths, cache=cache, threads=threads, batch_tokens=batch_tokens)
             case OnnxAskedSpec():
                 from appliance.embedding.engines.cross_encoder import open_asked
 
-                return open_asked(spec, paths, cache=cache, threads=threads)
+                return open_asked(spec, paths, cache=cache, threads=threads, batch_tokens=batch_tokens)
             case RkllmRerankerSpec():
                 from appliance.embedding.engines.rkllm.board import Npu
                 from appliance.embedding.engines.rkllm.engine import open_rkllm_reranker

@@ -73,7 +73,13 @@ def read_framing(path: Path) -> Framing:
 
 
 def open_clip(
-    spec: ClipSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, max_pixels: int = MAX_PIXELS
+    spec: ClipSpec,
+    paths: Mapping[str, Path],
+    *,
+    cache: Path,
+    threads: int = 0,
+    batch_tokens: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> "ClipEngine":
     """Open both towers; blocks for seconds when their graphs have to be built first.
 
@@ -83,6 +89,7 @@ def open_clip(
             `preprocessor_config.json`.
         cache: folder that keeps built graphs, in `graphs/`; may be emptied at any time.
         threads: inputs run side by side on as many cores; 0 for every core that this process may use.
+        batch_tokens: padded tokens, or patches, of one batch; 0 for what runs best.
         max_pixels: of an image at most.
 
     Raises:
@@ -94,7 +101,15 @@ def open_clip(
     tokenizer = Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     texts = open_text_graph(spec, paths, cache=cache, threads=threads)
     images = open_built(spec, paths, cache=cache, threads=threads, task="see")
-    engine = ClipEngine(texts, images, tokenizer, framing=framing, lanes=threads or cores(), max_pixels=max_pixels)
+    engine = ClipEngine(
+        texts,
+        images,
+        tokenizer,
+        framing=framing,
+        lanes=threads or cores(),
+        batch_tokens=batch_tokens or BATCH_TOKENS,
+        max_pixels=max_pixels,
+    )
     for prompt in (*engine.prepare(["a"], truncate=True), engine.blank()):
         found = engine.run([prompt]).shape[1]
         if found != spec.dimensions:
@@ -111,6 +126,7 @@ class ClipEngine:
         tokenizer: the model's own; ends every text.
         framing: how an image becomes pixels.
         lanes: threads that may be inside `run` at once.
+        batch_tokens: padded tokens, or patches, of one batch.
         max_pixels: of an image at most.
 
     Raises:
@@ -118,7 +134,6 @@ class ClipEngine:
     """
 
     label = "clip"
-    batch_tokens = BATCH_TOKENS
 
     def __init__(
         self,
@@ -128,9 +143,11 @@ class ClipEngine:
         *,
         framing: Framing,
         lanes: int,
+        batch_tokens: int = BATCH_TOKENS,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.lanes = lanes
+        self.batch_tokens = batch_tokens
         self._texts = texts
         self._images: onnxruntime.InferenceSession | None = images
         self._tokenizer = tokenizer

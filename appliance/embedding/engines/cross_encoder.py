@@ -17,7 +17,7 @@ _YES_AND_NO = 2
 
 
 def open_cross_encoder(
-    spec: OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0
+    spec: OnnxRerankerSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, batch_tokens: int = 0
 ) -> RerankEngine:
     """Open a model; blocks for seconds when its graph has to be built first.
 
@@ -26,22 +26,26 @@ def open_cross_encoder(
         paths: where each of the card's files lies, as for `onnx.open_onnx`.
         cache: folder that keeps built graphs, in `graphs/`; may be emptied at any time.
         threads: pairs run side by side on as many cores; 0 for every core that this process may use.
+        batch_tokens: padded tokens of one batch; 0 for `onnx.BATCH_TOKENS`.
 
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
     tokenizer = PairTokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     graph = open_graph(spec, paths, cache=cache, threads=threads)
-    engine = OnnxReranker(graph, tokenizer, lanes=threads or cores())
+    lanes, batch_tokens = threads or cores(), batch_tokens or BATCH_TOKENS
+    engine = OnnxReranker(graph, tokenizer, lanes=lanes, batch_tokens=batch_tokens)
     engine.run(engine.prepare("a", ["a"], truncate=True))
     return engine
 
 
-def open_asked(spec: OnnxAskedSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> RerankEngine:
+def open_asked(
+    spec: OnnxAskedSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, batch_tokens: int = 0
+) -> RerankEngine:
     """Open a decoder that answers yes or no. Blocking; arguments and errors as for `open_cross_encoder`."""
     question = Question(spec, Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens))
     graph = open_graph(spec, paths, cache=cache, threads=threads)
-    engine = OnnxReranker(graph, question, lanes=threads or cores())
+    engine = OnnxReranker(graph, question, lanes=threads or cores(), batch_tokens=batch_tokens or BATCH_TOKENS)
     engine.run(engine.prepare("a", ["a"], truncate=True))
     return engine
 
@@ -61,16 +65,17 @@ class OnnxReranker:
         graph: gives `logits`, (pairs, 1): how relevant; or (pairs, 2): no and yes.
         tokenizer: the model's own, for pairs; or a decoder's question.
         lanes: threads that may be inside `run` at once.
+        batch_tokens: padded tokens of one batch.
 
     Raises:
         EngineUnavailable: the graph gives something else.
     """
 
     label = "onnx"
-    batch_tokens = BATCH_TOKENS
 
-    def __init__(self, graph: Graph, tokenizer: _Writes, *, lanes: int) -> None:
+    def __init__(self, graph: Graph, tokenizer: _Writes, *, lanes: int, batch_tokens: int = BATCH_TOKENS) -> None:
         self.lanes = lanes
+        self.batch_tokens = batch_tokens
         self._graph = graph
         self._tokenizer = tokenizer
         if "logits" not in graph.outputs:

@@ -36,7 +36,9 @@ BATCH_TOKENS = 512
 """Larger batches fall out of the processor's cache: a third slower at 4,096 tokens."""
 
 
-def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> EmbeddingEngine:
+def open_onnx(
+    spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0, batch_tokens: int = 0
+) -> EmbeddingEngine:
     """Open a model; blocks for seconds when its graph has to be built first.
 
     Args:
@@ -45,15 +47,16 @@ def open_onnx(spec: OnnxSpec, paths: Mapping[str, Path], *, cache: Path, threads
             or one `.onnx` file that holds its own weights.
         cache: folder that keeps built graphs, in `graphs/`; may be emptied at any time.
         threads: texts run side by side on as many cores; 0 for every core that this process may use.
+        batch_tokens: padded tokens of one batch; 0 for `BATCH_TOKENS`.
 
     Raises:
         EngineUnavailable: a file is missing, damaged or of an unsupported architecture; the message says which.
     """
     tokenizer = Tokenizer(tokenizer_file(spec, paths, cache=cache), max_tokens=spec.max_tokens)
     graph = open_graph(spec, paths, cache=cache, threads=threads)
-    engine = OnnxEngine(
-        graph, tokenizer, pooling=spec.pooling, lanes=threads or cores(), heads=_heads(spec, paths, graph)
-    )
+    lanes, batch_tokens = threads or cores(), batch_tokens or BATCH_TOKENS
+    heads = _heads(spec, paths, graph)
+    engine = OnnxEngine(graph, tokenizer, pooling=spec.pooling, lanes=lanes, batch_tokens=batch_tokens, heads=heads)
     found = engine.run(engine.prepare(["a"], truncate=True)).shape[1]
     if found != spec.dimensions:
         raise EngineUnavailable(f"the model gives {found} dimensions, its card {spec.name} says {spec.dimensions}")
@@ -72,13 +75,13 @@ class OnnxEngine:
         pooling: how `last_hidden_state` becomes one vector a text.
         lanes: threads that may be inside `run` at once.
         heads: what comes behind the graph.
+        batch_tokens: padded tokens of one batch.
 
     Raises:
         EngineUnavailable: the graph gives something else.
     """
 
     label = "onnx"
-    batch_tokens = BATCH_TOKENS
 
     def __init__(
         self,
@@ -87,9 +90,11 @@ class OnnxEngine:
         *,
         pooling: Pooling,
         lanes: int,
+        batch_tokens: int = BATCH_TOKENS,
         heads: "Heads | None" = None,
     ) -> None:
         self.lanes = lanes
+        self.batch_tokens = batch_tokens
         self._heads = heads or Heads()
         self._specials = tokenizer.special_ids
         self._graph = graph

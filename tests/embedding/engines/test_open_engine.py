@@ -1,11 +1,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from appliance.embedding.engines import open_engine
+from appliance.embedding.engines import open_engine, open_reranker
 from appliance.embedding.engines.hashing import HashingEngine
+from appliance.embedding.engines.onnx import BATCH_TOKENS
 from appliance.embedding.engines.remote.access import Remote
 from appliance.embedding.spec import FileSpec, HashSpec, HubSource, OnnxSpec, RemoteSpec
 from appliance.errors import EngineUnavailable
@@ -21,6 +23,18 @@ def test_a_hash_card_opens_an_engine_of_its_dimensions_and_tokens(tmp_path: Path
     assert (prompt.tokens, prompt.truncated) == (5, True)
     assert engine.run([prompt]).shape == (1, 96)
     engine.close()
+
+
+def test_batches_are_of_the_tokens_asked_for_or_of_what_the_engine_runs_best(tiny: Any, tmp_path: Path) -> None:
+    asked: list[Any] = [open_engine(tiny.spec(), tiny.paths, cache=tmp_path, batch_tokens=tokens) for tokens in (0, 96)]
+    tiny.make_reranker()
+    asked += [
+        open_reranker(tiny.reranker_spec(), tiny.paths, cache=tmp_path, batch_tokens=tokens) for tokens in (0, 96)
+    ]
+
+    assert [engine.batch_tokens for engine in asked] == [BATCH_TOKENS, 96, BATCH_TOKENS, 96]
+    for engine in asked:
+        engine.close()
 
 
 def test_a_missing_file_makes_the_engine_unavailable(tmp_path: Path) -> None:
