@@ -1,4 +1,4 @@
-"""Every setting, its default and its limits: flags > environment > TOML file > default.
+"""Every setting, its default and its limits: flags > environment > TOML file > profile > default.
 
 A flag is a keyword argument of `Settings` (None where it was not given), an environment variable is `APPLIANCE_<NAME>`,
 and the file is the one named by `--config` or `APPLIANCE_CONFIG`, else `appliance.toml` in the data directory where
@@ -76,6 +76,14 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_paired)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_listed)]
+
+
+PROFILES: Mapping[str, Mapping[str, Any]] = {
+    "balanced": {},  # the defaults
+    "throughput": {"cache_entries": 100_000, "max_pending": 2048},
+    "low-memory": {"batch_tokens": 256, "cache_entries": 1000, "keep_alive": 300.0, "max_pending": 64},
+}
+"""What each profile says of other settings, where nothing else says it."""
 
 
 class Settings(BaseSettings):
@@ -263,7 +271,9 @@ class Settings(BaseSettings):
         return self.data / "cache"
 
     def origin(self, name: str) -> str:
-        """Where a value came from, for a person: `--port`, `APPLIANCE_PORT`, the file's path, or `default`."""
+        """Where a value came from, for a person: `--port`, `APPLIANCE_PORT`, the file's path, `profile low-memory`, or
+        `default`.
+        """
         return self._origins.get(name, "default")
 
     def keys(self) -> tuple[str, ...]:
@@ -353,11 +363,17 @@ class Settings(BaseSettings):
             raise InvalidInput(
                 f"data ({file}): the data directory cannot be set by the file that lies in it", param="data"
             )
+        profile = (written | above).get("profile")
         return (
             _Layer(settings_cls, flags, origin=_flag),
             _Layer(settings_cls, environment, origin=_variable),
             _Layer(settings_cls, _hub_offline(), origin=lambda _: "HF_HUB_OFFLINE"),
             _Layer(settings_cls, written, origin=lambda _: str(file)),
+            _Layer(
+                settings_cls,
+                PROFILES.get(profile, {}) if isinstance(profile, str) else {},
+                origin=lambda _: f"profile {profile}",
+            ),
         )
 
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from appliance.errors import InvalidInput
-from appliance.settings import Settings, example, shipped
+from appliance.settings import PROFILES, Settings, example, shipped
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +154,53 @@ def _in_toml(name: str, value: object) -> str:
 
 def _in_environment(name: str, value: object) -> str:
     return "" if value is None or value in ([], {}) else str(value)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_supplies_what_nothing_else_says_and_is_told_as_the_origin(profile: str, tmp_path: Path) -> None:
+    defaults, settings = Settings(), Settings(profile=profile)
+
+    for name in set(Settings.model_fields) - {"profile"}:
+        said = name in PROFILES[profile]
+        assert getattr(settings, name) == (PROFILES[profile][name] if said else getattr(defaults, name))
+        assert settings.origin(name) == (f"profile {profile}" if said else "default")
+
+
+def test_a_profile_loses_against_file_environment_and_flag(tmp_path: Path) -> None:
+    file = _written(tmp_path, 'profile = "low-memory"\nmax_pending = 65\n')
+    os.environ["APPLIANCE_CACHE_ENTRIES"] = "1001"
+
+    settings = Settings(config=file, keep_alive="7m")
+
+    assert (settings.max_pending, settings.cache_entries, settings.keep_alive) == (65, 1001, 420)
+    assert settings.batch_tokens == PROFILES["low-memory"]["batch_tokens"]
+    assert settings.origin("max_pending") == str(file)
+    assert settings.origin("cache_entries") == "APPLIANCE_CACHE_ENTRIES"
+    assert settings.origin("keep_alive") == "--keep-alive"
+    assert settings.origin("batch_tokens") == "profile low-memory"
+
+
+def test_the_profile_itself_is_chosen_as_every_setting_is(tmp_path: Path) -> None:
+    file = _written(tmp_path, 'profile = "low-memory"\n')
+    os.environ["APPLIANCE_PROFILE"] = "throughput"
+
+    over_file, from_flag = Settings(config=file), Settings(config=file, profile="balanced")
+
+    assert over_file.origin("max_pending") == "profile throughput"
+    assert from_flag.origin("max_pending") == "default"
+
+
+def test_a_profile_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"^profile \(--profile\): Input should be 'balanced'"):
+        Settings(profile="fast")
+
+
+def test_every_profile_says_only_what_settings_take_and_the_first_is_the_default() -> None:
+    field = Settings.model_fields["profile"]
+
+    assert tuple(PROFILES) == field.annotation.__args__  # type: ignore[union-attr]  # a Literal's
+    assert field.default == "balanced"
+    assert PROFILES["balanced"] == {}
 
 
 def test_the_shipped_file_names_every_setting_at_its_default() -> None:
