@@ -1,4 +1,4 @@
-"""The command line: serve, pull, list, embed, ingest, search, doctor."""
+"""The command line: serve, pull, list, embed, ingest, search, doctor, tune."""
 
 import sys
 from pathlib import Path
@@ -312,6 +312,48 @@ def doctor(*, data: Data = None, config: Config = None, as_json: AsJson = False)
     else:
         printing.checks(checks)
     raise typer.Exit({"ok": 0, "warn": 1, "fail": 2}[status])
+
+
+@app.command()
+def tune(
+    *,
+    max_memory: Annotated[str | None, typer.Option(help="Most memory, like 512MB.", metavar="SIZE")] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(help="Most time for 32 short texts, 95 times of 100, like 100ms.", metavar="TIME")
+    ] = None,
+    target_rate: Annotated[
+        float | None, typer.Option(help="Fewest texts per second, of mixed lengths.", metavar="NUMBER")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds to measure for; starting processes comes on top.")
+    ] = 20,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure this machine with the default model, and write the settings that suit it best.
+
+    Tries threads, batch_tokens, and the cards of the model's space whose files are here. Of what keeps every limit, the
+    one with the most texts per second goes into the settings file. Where nothing does, nothing is written, and the exit
+    code is 1.
+    """
+    from appliance.cli.tune.command import tune
+
+    flags = {"data": data, "config": config}
+    settings = _settings(**flags)
+    spec = _default(settings)
+    tune(
+        settings,
+        spec,
+        _cards(settings),
+        fetch=lambda: _fetch(settings, spec, only_missing=True),
+        again=lambda: _settings(**flags),
+        limits=(max_memory, target_latency, target_rate),
+        seconds=seconds,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 def _lines() -> list[str]:

@@ -1,39 +1,13 @@
-"""Texts to measure with: the same for everyone, made from a seed and a list of common words."""
+"""Texts to measure with: those of `appliance tune`, and documents made of them."""
 
 import json
 import random
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-_LIST = """
-time year people way day man thing woman life child world school state family student group country problem hand
-part place case week company system program question work government number night point home water room mother area
-money story fact month lot right study book eye job word business issue side kind head house friend father power
-hour game line end member law car city community name president team minute idea body information back parent face
-others level office door health person art war history party result change morning reason research girl guy moment
-air teacher force education foot boy age policy music market sense service plan heart light voice figure court
-police field rule ground road table season film street model paper space nature source wind stone river bridge
-garden winter summer island mountain ocean forest animal engine metal glass energy weight
-"""
-WORDS = _LIST.split()
-"""Each is one token to a BERT tokenizer."""
+from appliance.cli.tune.texts import LONG, SHORT, texts
 
-SHORT = 10
-LONG = 62
-"""Words of a short sentence and of a passage, the median one."""
-
-_SPREAD = {SHORT: 0.45}
-"""Standard deviation of the logarithm of the number of words. Short: half of the sentences have 7 to 14 words, one in
-twenty 21 and more, as in the STS benchmark's dev set. Where nothing stands, all are equally long."""
-
-
-def texts(words: int, *, seed: int) -> Iterator[str]:
-    """Sentences of about that many words without end, no two alike."""
-    source = random.Random(seed)  # noqa: S311  # not for secrets
-    while True:
-        count = max(2, round(words * source.lognormvariate(0, _SPREAD.get(words, 0.0))))
-        yield " ".join(source.choices(WORDS, k=count))
+__all__ = ["LONG", "SHORT", "documents", "texts"]
 
 
 def documents(count: int, *, folder: Path | None, seed: int) -> list[dict[str, str]]:
@@ -42,7 +16,7 @@ def documents(count: int, *, folder: Path | None, seed: int) -> list[dict[str, s
         with (folder / "corpus.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in islice(lines, count)]
         return [{"id": row["_id"], "title": row.get("title", ""), "text": row["text"]} for row in rows]
-    source = random.Random(seed)  # noqa: S311  # same
+    source = random.Random(seed)  # noqa: S311  # not for secrets
     return [
         {"id": f"{seed}-{n}", "title": "", "text": next(texts(source.randint(20, 400), seed=seed + n))}
         for n in range(count)
