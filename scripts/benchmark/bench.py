@@ -12,18 +12,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from engines import hashing, opening, short
 from machine import BenchFailed, Server, Worker, described, get, worker
 from npu import overhead
 from report import FULL, QUICK, Plan, Table, met
 from subjects import appliance, installed, rival
 from texts import LONG, SHORT, documents, texts
 
+from appliance.settings import PROFILES
+
 HERE = Path(__file__).resolve().parent
 MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
-SECTIONS = ("start", "single", "batch", "cache", "ingest", "memory", "npu")
-"""`npu` needs a C compiler, and no model."""
+ALONE = ("hash", "npu")
+"""Sections that need no model; `npu` needs a C compiler."""
+
+BESIDE = ("start", "open", "short", "profiles")
+"""Sections that start what they measure themselves."""
+
+SECTIONS = (*BESIDE, "single", "batch", "cache", "ingest", "memory", *ALONE)
 
 
 def embedding_bodies(*, words: int, inputs: int, count: int, seed: int, **more: object) -> list[str]:
@@ -46,6 +54,30 @@ def start(plan: Plan, source: Path, models: Sequence[str]) -> None:
                 times.append((server.health, server.ready))
         health, ready = (median(each) for each in zip(*times, strict=True))
         table.row(model, f"{health:.2f}", f"{ready:.2f}", met(health, 3, least=False))
+
+
+def profiles(plan: Plan, source: Path, models: Sequence[str]) -> None:
+    """What the setting `profile` does to a server under load: the three take turns, each started anew."""
+    bodies = embedding_bodies(words=LONG, inputs=32, count=60, seed=7)
+    columns = ("model", "profile", "texts/s", "times balanced", "CPU ms/text", "most memory, MB", "times balanced")
+    table = Table("Profiles: 32 inputs of 64 tokens, 4 clients", *columns)
+    with worker([sys.executable, str(HERE / "load.py")]) as clients:
+        for model in models:
+            found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in PROFILES}
+            for _ in range(plan.rounds):
+                for name, rows in found.items():
+                    with appliance(source, model, profile=name) as server:
+                        spent = server.cpu()
+                        load = {"path": "/v1/embeddings", "bodies": bodies, "clients": 4, "seconds": plan.seconds}
+                        answer = clients.run(port=server.port, **load)
+                        done = 32 * answer["requests"]
+                        cpu = 1000 * (server.cpu() - spent) / done
+                        rows.append((done / answer["seconds"], cpu, server.memory()["peak"]))
+            for name, rows in found.items():
+                pairs = list(zip(rows, found["balanced"], strict=True))
+                faster, larger = (median(own[n] / base[n] for own, base in pairs) for n in (0, 2))
+                rate, cpu, memory = (median(each) for each in zip(*rows, strict=True))
+                table.row(model, name, f"{rate:.0f}", f"{faster:.2f}", f"{cpu:.1f}", f"{memory:.0f}", f"{larger:.2f}")
 
 
 def single(plan: Plan, server: Server, clients: Worker, engine: Worker) -> tuple[object, ...]:
@@ -151,7 +183,7 @@ def ingest(plan: Plan, server: Server, clients: Worker, engine: Worker, *, folde
 
 
 def measured(plan: Plan, source: Path, models: Sequence[str], *, only: Sequence[str], folder: Path | None) -> None:
-    """Every section but `start`, one server for each model."""
+    """The sections that share one server for each model."""
     rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in SECTIONS}
     for model in models:
         direct = [sys.executable, str(HERE / "direct.py"), "--data", str(source), "--model", model]
@@ -259,12 +291,15 @@ def main() -> None:
     print(described())
     if "npu" in only:
         overhead(plan)
-    if only == ["npu"]:
+    if "hash" in only:
+        hashing(plan)
+    if arguments.only and not set(only) - set(ALONE):
         return
     source = installed(cache, models)
-    if "start" in only:
-        start(plan, source, models)
-    if set(only) - {"start", "npu"}:
+    for name, section in zip(BESIDE, (start, opening, short, profiles), strict=True):
+        if name in only:
+            section(plan, source, models)
+    if set(only) - {*BESIDE, *ALONE}:
         measured(plan, source, models, only=only, folder=arguments.beir)
     if arguments.compare:
         compared(plan, source, models, cache)

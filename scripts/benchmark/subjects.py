@@ -31,13 +31,14 @@ def installed(cache: Path, models: Sequence[str]) -> Path:
 
 
 @contextmanager
-def appliance(source: Path, model: str, *, remembers: bool = False) -> Iterator[Server]:
+def appliance(source: Path, model: str, *, remembers: bool = False, profile: str = "balanced") -> Iterator[Server]:
     """A running appliance with an empty database and the installed models of `source`.
 
     Args:
         source: a data directory.
         model: the default model.
         remembers: keep the cache of embeddings on; otherwise texts sent again are computed again.
+        profile: of the settings.
     """
     with tempfile.TemporaryDirectory(prefix="appliance-bench-") as folder:
         data = Path(folder)
@@ -46,8 +47,8 @@ def appliance(source: Path, model: str, *, remembers: bool = False) -> Iterator[
                 shutil.copytree(source / name, data / name, copy_function=_linked)
         port = free_port()
         command = [*PROGRAM, "serve", "--data", folder, "--model", model, "--port", str(port)]
-        if not remembers:
-            (data / "appliance.toml").write_text("cache_entries = 0\n")
+        remembered = "" if remembers else "cache_entries = 0\n"
+        (data / "appliance.toml").write_text(f'profile = "{profile}"\n{remembered}')
         with serving(command, port=port, log=data / "server.log") as server:
             yield server
 
