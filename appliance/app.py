@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards
-from appliance.errors import ApplianceError, ModelNotFound
+from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
 from appliance.ingest.ingestor import Ingestor
 from appliance.search.retriever import Retriever
 from appliance.settings import Settings, shipped
@@ -134,6 +135,7 @@ def create_registry(
         files=files,
         open_engine=opened,
         open_reranker=opened_reranker,
+        has_secret=partial(_has_secret, settings),
         reranker=settings.reranker,
         aliases=settings.aliases,
         fallback=settings.fallback,
@@ -150,6 +152,13 @@ def create_registry(
     )
     fit.check_default(registry.default, registry.cards())
     return registry
+
+
+def _has_secret(settings: Settings, name: str) -> bool:
+    try:
+        return settings.secret(name) is not None
+    except InvalidInput:  # told when the model is asked for
+        return False
 
 
 def _npu(settings: Settings, metrics: Metrics | None) -> Npu:

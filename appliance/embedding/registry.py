@@ -516,6 +516,9 @@ class Registry:
         except EngineError as error:
             breaker.failed(error.retry_after if isinstance(error, EngineUnavailable) else None)
             raise
+        except BaseException:  # the caller left, or asked for what cannot be done: nothing is known of the model
+            breaker.abandoned()
+            raise
         breaker.succeeded()
         return answer
 
