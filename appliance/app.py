@@ -106,6 +106,7 @@ def create_registry(
     Raises:
         InvalidInput: as `read_models`; or the settings want the NPU, and the default model runs on the CPU.
     """
+    settings.secret("")  # a file of secrets that cannot be read is told now
     files = ModelFiles(settings.models, offline=settings.offline)
     npu = _npu(settings, metrics)
     threads, batch_tokens = settings.threads, settings.batch_tokens
@@ -221,7 +222,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
     await ingestor.start()
     stack.push_async_callback(ingestor.stop)
-    preloads = dict.fromkeys([registry.default.name, *(registry.card(name).name for name in settings.preload)])
+    preloads = dict.fromkeys([registry.default.name, *(_to_preload(registry, name) for name in settings.preload)])
     loads = (_preload(registry, name) for name in preloads)
     for task in (registry.unload_idle(), _follow_cards(settings, registry), *loads):
         stack.push_async_callback(_ended, asyncio.create_task(task))
@@ -250,6 +251,13 @@ def _cache(settings: Settings, metrics: Metrics) -> EmbeddingCache | None:
         redis_ttl=settings.redis_ttl,
         on_lookup=metrics.cache_asked,
     )
+
+
+def _to_preload(registry: Registry, name: str) -> str:
+    try:
+        return registry.card(name).name
+    except ModelNotFound as error:
+        raise ModelNotFound(f'there is no model "{name}": the setting preload names it', name=name) from error
 
 
 async def _load_default(registry: Registry) -> None:
@@ -303,6 +311,8 @@ async def _follow_cards(settings: Settings, registry: Registry, *, pause: float 
                 registry.reload(await asyncio.to_thread(read_models, settings))
             except ApplianceError as error:
                 log.error("cards not taken over", error=error.message)  # noqa: TRY400  # no trace
+            except Exception:
+                log.exception("cards not taken over")
             else:
                 log.info("cards taken over", models=len(registry.cards()))
 
@@ -310,7 +320,7 @@ async def _follow_cards(settings: Settings, registry: Registry, *, pause: float 
 def _state(folder: Path) -> list[tuple[str, int, int]]:
     """What tells whether a card of the folder changed, came or went."""
     state = []
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(folder.glob("[!.]*.toml")):
         with suppress(OSError):
             about = path.stat()
             state.append((path.name, about.st_mtime_ns, about.st_size))

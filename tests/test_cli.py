@@ -268,7 +268,9 @@ class TestModels:
         assert {"hash", "all-minilm-l6-v2", "all-minilm-l6-v2-int8"} <= {row["name"] for row in rows}
         assert all(row["name"] in table.stdout for row in rows)
         assert {row["name"]: row["installed"] for row in rows}["hash"]
-        assert {row["task"]: row["dimensions"] for row in rows} == {"embed": 1024, "rerank": None}
+        found = {row["name"]: row for row in rows}
+        assert (found["hash"]["dimensions"], found["ms-marco-minilm-l6-v2"]["dimensions"]) == (1024, None)
+        assert (found["openai-3-small"]["engine"], found["openai-3-small"]["installed"]) == ("remote openai", False)
 
     def test_texts_are_embedded_without_a_server(self, tmp_path: Path) -> None:
         answer = run("embed", "one", "two", "--model", "hash", "--json", data=tmp_path)
@@ -309,11 +311,11 @@ class TestModels:
         assert answer.stderr.startswith("error: the setting engine is npu, and all-minilm-l6-v2 runs on the CPU")
 
     def test_a_reranker_whose_files_are_the_owners_to_bring_is_told_where(self, tmp_path: Path) -> None:
-        answer = run("pull", "cross-encoder/ms-marco-MiniLM-L-6-v2", data=tmp_path)
+        answer = run("pull", "qwen3-reranker-0.6b-rk3588", data=tmp_path)
 
         assert answer.returncode == 1
-        assert "model.safetensors and config.json and tokenizer.json" in answer.stderr
-        assert str(tmp_path / "models" / "ms-marco-minilm-l6-v2") in answer.stderr.replace("\n", "")
+        assert "qwen3-reranker-0.6b-rk3588.rkllm and tokenizer.json" in answer.stderr
+        assert str(tmp_path / "models" / "qwen3-reranker-0.6b-rk3588") in answer.stderr.replace("\n", "")
 
     def test_an_unknown_model_is_one_clear_line(self, tmp_path: Path) -> None:
         for command in (("pull", "nothing"), ("embed", "x", "--model", "nothing"), ("serve", "--model", "nothing")):

@@ -150,12 +150,12 @@ def test_the_models_pages_commands_work_on_a_hub_that_has_such_models(
 ) -> None:
     tiny = hub_module.sentence_transformer()
     for name, license_name in (
-        ("intfloat/multilingual-e5-small", "mit"),
-        ("BAAI/bge-small-en-v1.5", "mit"),
-        ("google/embeddinggemma-300m", "gemma"),
+        ("intfloat/multilingual-e5-base", "mit"),
+        ("BAAI/bge-large-en-v1.5", "mit"),
+        ("my-company/private-model", "other"),
     ):
         hub.put(name, tiny, cardData={"license": license_name})
-    hub.repositories["google/embeddinggemma-300m"].gate = "hf_secret"
+    hub.repositories["my-company/private-model"].gate = "hf_secret"
     script = "".join(fenced(ROOT / "docs" / "models.md", "sh")).replace("hf_…", "hf_secret")
     assert script.count("appliance pull ") == 3
 
@@ -172,7 +172,7 @@ def test_the_models_pages_commands_work_on_a_hub_that_has_such_models(
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{name} is installed" for name in ("multilingual-e5-small", "bge-small", "embeddinggemma-300m")
+        f"{name} is installed" for name in ("multilingual-e5-base", "bge-large", "private-model")
     ]
 
 

@@ -19,6 +19,7 @@ from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
 from appliance.embedding.caches.cache import EmbeddingCache
 from appliance.embedding.embedder import Embeddings, PerToken
+from appliance.embedding.engine import FALLBACK
 from appliance.embedding.registry import Registry
 from appliance.embedding.reranker import Scores
 from appliance.embedding.spec import Card
@@ -85,9 +86,11 @@ class Appliance:
 
 
 def provenance(answer: Embeddings | PerToken[Any] | Scores) -> dict[str, str]:
-    """Headers that say which model answered, what ran it, and how many inputs were cut, if any was."""
+    """Headers that say which model answered, what ran it, for which other one, and how many inputs were cut, if so."""
     cut = sum(answer.truncated)
     headers = {"x-appliance-model": answer.model, "x-appliance-engine": answer.engine}
+    if isinstance(answer, Embeddings) and answer.instead_of:
+        headers[FALLBACK] = answer.instead_of
     return headers | ({"x-appliance-truncated": str(cut)} if cut else {})
 
 

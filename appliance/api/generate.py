@@ -183,7 +183,7 @@ async def embeddings_health(registry: RegistryDep) -> Response:
 
 def _health(registry: Registry, card: Card, loaded: dict[str, str]) -> ModelHealth:
     trouble = registry.trouble(card.name)
-    status: _Status = "ok" if card.name in loaded else "not loaded"
+    status: _Status = "ok" if card.name in loaded or card.engine == "remote" else "not loaded"
     if trouble in {"not loaded", "loading"}:
         status, trouble = "loading" if trouble == "loading" else "not loaded", ""
     elif trouble:

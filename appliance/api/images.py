@@ -3,20 +3,39 @@
 import binascii
 import re
 from base64 import b64decode
+from collections.abc import Sequence
 from typing import Any, Final
 
 from appliance.embedding.engine import Image
-from appliance.embedding.images import MAX_BYTES, SUPPORTED
+from appliance.embedding.images import MAX_BYTES, SUPPORTED, pixels_in
 from appliance.errors import InvalidInput
 
 _DATA_URL: Final = re.compile(r"data:(?P<type>[\w.+/-]{0,80})(?:;[\w.+=-]{1,80})*?(?P<base64>;base64)?,", re.IGNORECASE)
 _ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 _IMAGE_URL: Final = re.compile(r"data:image/[\w.+-]{1,80}(?:;[\w.+=-]{1,80})*?;base64,", re.IGNORECASE)
 
+MAX_REQUEST_PIXELS: Final = 100_000_000
+"""Of all images of a request, if there are several; decoding takes some seconds."""
+
 SCHEMA: Final[dict[str, Any]] = {
     "type": "string",
     "description": f"{SUPPORTED}, as a data URL (data:image/png;base64,…) or as base64 alone",
 }
+
+
+def check_pixels(images: Sequence[Image], *, param: str) -> None:
+    """Refuse images whose decoding would take too long; by what their files say. Blocking.
+
+    Raises:
+        InvalidInput: saying what the limit is.
+    """
+    pixels = sum(pixels_in(each.data) for each in images)
+    if len(images) > 1 and pixels > MAX_REQUEST_PIXELS:
+        raise InvalidInput(
+            f"the images of one request may have {MAX_REQUEST_PIXELS // 10**6} million pixels together, not"
+            f" {pixels // 10**6}: send them in several",
+            param=param,
+        )
 
 
 def is_image_url(text: str) -> bool:

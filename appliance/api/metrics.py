@@ -93,7 +93,8 @@ class Metrics:
     def engine_called(self, model: str, engine: str, tokens: Sequence[int], seconds: float) -> None:
         """An engine ran one batch, of inputs with so many tokens each."""
         self._batch.labels(model).observe(len(tokens))
-        self._padding.labels(model).observe(1 - sum(tokens) / (len(tokens) * max(tokens)))
+        if longest := max(tokens, default=0):
+            self._padding.labels(model).observe(1 - sum(tokens) / (len(tokens) * longest))
         self._engine_seconds.labels(model, engine).observe(seconds)
 
     def engine_restarted(self, model: str, reason: str) -> None:

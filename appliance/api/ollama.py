@@ -21,7 +21,7 @@ from appliance.embedding.fit import on_npu
 from appliance.embedding.names import OPENAI_NAMES
 from appliance.embedding.pull import Progress
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import Card
+from appliance.embedding.spec import Card, HasFiles
 from appliance.errors import (
     ApplianceError,
     EngineError,
@@ -163,7 +163,7 @@ async def embed(registry: RegistryDep, body: Annotated[EmbedBody, Depends(json_b
     result = await _embedded(registry, body, texts, dimensions=dimensions, truncate=body.truncate is not False)
     return _json(
         {
-            "model": body.asked,
+            "model": result.model if result.instead_of else body.asked,
             "embeddings": np.ascontiguousarray(result.vectors),
             "total_duration": perf_counter_ns() - start,
             "load_duration": ready - start,
@@ -331,7 +331,8 @@ def _to_pull(registry: Registry, name: str) -> Iterator[None]:
     try:
         yield
     except EngineUnavailable as error:
-        if registry.present(registry.card(name)):
+        card = registry.card(name)
+        if registry.present(card) or not isinstance(card, HasFiles):
             raise
         raise ModelNotFound(f'model "{name}" not found, try pulling it first', name=name) from error
 

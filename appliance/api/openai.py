@@ -15,7 +15,7 @@ from appliance.api import cl100k, images
 from appliance.api.deps import Appliance, ApplianceDep, UseFallback, json_body, provenance, request_body
 from appliance.api.kinds import kind_of
 from appliance.embedding.embedder import Embeddings
-from appliance.embedding.engine import Input
+from appliance.embedding.engine import Image, Input
 from appliance.errors import InvalidInput, ModelNotFound
 
 router = APIRouter(tags=["OpenAI"])
@@ -156,7 +156,7 @@ async def embeddings(
         )
     except ModelNotFound as error:
         raise _no_model(error.name or body.model) from error
-    return _answer(result, model=body.model, as_base64=as_base64)
+    return _answer(result, model=result.model if result.instead_of else body.model, as_base64=as_base64)
 
 
 @router.get("/v1/models", response_model=ModelList)
@@ -257,7 +257,11 @@ async def _inputs(items: list[Item], *, token_ids: Literal["cl100k", "model", "r
         return await _texts(items, token_ids=token_ids)
 
     def read() -> list[Input]:
-        return [images.decoded(each.image, param="input") if isinstance(each, _Coded) else each for each in items]
+        inputs: list[Input] = [
+            images.decoded(each.image, param="input") if isinstance(each, _Coded) else each for each in items
+        ]
+        images.check_pixels([each for each in inputs if isinstance(each, Image)], param="input")
+        return inputs
 
     return read() if coded < _LARGE else await asyncio.to_thread(read)
 

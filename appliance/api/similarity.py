@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Self, TypeAlias
 
 import numpy as np
@@ -16,7 +17,7 @@ from appliance.api.tei import MAX_INPUTS, SentenceSimilarityBody, compare_senten
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Kind
-from appliance.errors import InvalidInput
+from appliance.errors import EngineUnavailable, InvalidInput
 from appliance.similarity import Metric, compared, duplicates, kmeans, normalized, top_k
 
 router = APIRouter(tags=["similarity"])
@@ -39,7 +40,13 @@ _MAX_PRODUCTS = 1 << 32
 _MAX_CLUSTER_WORK = 1 << 28
 """The same for one round of k-means."""
 
+_MAX_CLUSTERED = 1 << 16
+"""Vectors that k-means groups: each round looks at all of them."""
+
 _ROUNDS = 50
+
+_COMPARERS = ThreadPoolExecutor(1, "compare")
+"""A thread of its own: what takes seconds must keep no search waiting for one."""
 
 Numbers: TypeAlias = npt.NDArray[np.floating[Any]]
 Side: TypeAlias = list[str] | Numbers
@@ -164,7 +171,7 @@ async def similarity(request: Request, registry: RegistryDep) -> Response:
     _check_work(body, _width(registry, body))
     a, b, embedded = await _vectors(registry, body)
     _check_work(body, a.shape[1])
-    content = await asyncio.to_thread(_compared, body, a, b)
+    content = await asyncio.get_running_loop().run_in_executor(_COMPARERS, _compared, body, a, b)
     headers: dict[str, str] = {}
     if embedded is not None:
         tokens = sum(embedded.tokens)
@@ -235,6 +242,7 @@ def _check_work(body: SimilarityBody, width: int) -> None:
     if body.clusters is not None:
         if body.clusters > rows:
             raise InvalidInput(f"clusters: 1 to {rows}, the length of a, not {body.clusters}", param="clusters")
+        _check(rows, _MAX_CLUSTERED, "the length of a")
         _check(rows * width, MAX_NUMBERS, "the length of a times dimensions")
         _check(rows * body.clusters, MAX_SCORES, "the length of a times clusters")
         _check(rows * body.clusters * width, _MAX_CLUSTER_WORK, "the length of a times clusters times dimensions")
@@ -282,6 +290,8 @@ async def _vectors(registry: Registry, body: SimilarityBody) -> tuple[Numbers, N
 
 def _joined(answers: Sequence[Embeddings]) -> Embeddings:
     first = answers[0]
+    if any(answer.model != first.model for answer in answers):
+        raise EngineUnavailable("the model changed meanwhile; send the request again", retry_after=1)
     tokens = tuple(count for answer in answers for count in answer.tokens)
     truncated = tuple(cut for answer in answers for cut in answer.truncated)
     return Embeddings(first.model, first.engine, first.vectors, tokens, truncated)

@@ -174,10 +174,9 @@ def pull(
 def list_models(*, data: Data = None, config: Config = None, as_json: AsJson = False) -> None:
     """List the models and which are installed."""
     from appliance.cli.models import listed
-    from appliance.embedding.pull import ModelFiles
 
     settings = _settings(data=data, config=config)
-    rows = listed(_cards(settings), ModelFiles(settings.models, offline=True))
+    rows = listed(_cards(settings), settings)
     if as_json:
         printing.as_json(rows)
         return

@@ -7,7 +7,7 @@ from typing import Any
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
-from appliance.embedding.spec import Card, Kind, plain
+from appliance.embedding.spec import Card, Kind, RemoteSpec, plain
 from appliance.errors import ModelNotFound
 from appliance.settings import Settings
 
@@ -27,12 +27,19 @@ def named(cards: Sequence[Card], name: str, *, fit: Fit, present: Callable[[Card
     raise ModelNotFound(f"no model is named {name!r}; there are {', '.join(card.name for card in cards)}", name=name)
 
 
-def listed(cards: Sequence[Card], files: ModelFiles) -> list[dict[str, Any]]:
-    """One row for each card; `size` in bytes."""
+def listed(cards: Sequence[Card], settings: Settings) -> list[dict[str, Any]]:
+    """One row for each card; `size` in bytes. A model of another server is installed where its key is."""
+    files = ModelFiles(settings.models, offline=True)
+
+    def here(card: Card) -> bool:
+        if isinstance(card, RemoteSpec):
+            return not card.key or settings.secret(card.key) is not None
+        return files.present(card)
+
     return [
         {
             "name": card.name,
-            "installed": files.present(card),
+            "installed": here(card),
             "size": files.size(card),
             "task": card.task,
             "dimensions": card.dimensions if card.task == "embed" else None,

@@ -70,6 +70,7 @@ class Embeddings:
         vectors: float32 (inputs, dimensions), rows of length 1 unless asked for as they are.
         tokens: tokens of each input, special tokens included.
         truncated: whether the end of the input was cut off.
+        instead_of: the model that was asked and failed, where one of another space may have answered for it; else "".
     """
 
     model: str
@@ -77,6 +78,7 @@ class Embeddings:
     vectors: Matrix
     tokens: tuple[int, ...]
     truncated: tuple[bool, ...]
+    instead_of: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +137,12 @@ class Embedder(Serving[_Row]):
         self._cache = cache
         self._spans = engine.spans
         self._on_embed = on_embed
+
+    def close(self) -> None:
+        """Fail what waits and close the engine. Blocking; safe to call twice."""
+        super().close()
+        if self._decoders is not None:
+            self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def check(self) -> None:
         """Embed a plain word; nothing stands in for this model here. A remote one is asked when somebody asks it."""

@@ -20,6 +20,9 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Pixels: TypeAlias = npt.NDArray[np.float32]
 """An image as its tower reads it: float32, (3, height, width)."""
 
+FALLBACK = "x-appliance-fallback"
+"""Header of an answer that a model of another space may have given: names the model that was asked."""
+
 Output: TypeAlias = Literal["vector", "sparse", "tokens"]
 """What a prompt is run for: one vector, a weight for each token, or a vector for each token."""
 

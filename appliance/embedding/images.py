@@ -101,6 +101,19 @@ def media_type_of(data: bytes) -> str:
     return "image/gif" if data.startswith((b"GIF87a", b"GIF89a")) and b"\x00" in data[6:13] else ""
 
 
+def pixels_in(data: bytes) -> int:
+    """How many pixels an image's file says that it has; 0 where that cannot be read. Nothing is decoded."""
+    try:
+        if media_type_of(data) == "image/webp":
+            width, height = _size_of_webp(data)
+        else:
+            with PIL.Image.open(BytesIO(data), formats=_FORMATS) as image:
+                width, height = image.size
+    except Exception:  # noqa: BLE001  # Pillow raises whatever it comes upon; decoding will tell
+        return 0
+    return width * height
+
+
 def described(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """What an image is, decoded once to know that it can be. Blocking; any thread.
 

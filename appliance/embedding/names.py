@@ -61,7 +61,8 @@ class Names:
             self._aliases.setdefault(name, [self.default])
         self.reranker = self.resolve_reranker(reranker) if reranker else None
         """The reranker where a request names none, if it is settled."""
-        self._fallback = [self.resolve(name) for name in fallback]
+        chain = [self._found(name, "the setting fallback names it") for name in fallback]
+        self._fallback = list({card.name: card for card in chain}.values())
         for card in self.by_name.values():
             if card.task == "embed":
                 self.chain(card)
@@ -170,13 +171,19 @@ class Names:
 
     def _follow(self, spec: ModelSpec, way: tuple[ModelSpec, ...], found: list[ModelSpec]) -> None:
         for name in spec.fallback:
-            card = self.resolve(name)
+            card = self._found(name, f"the card {spec.name} falls back on it")
             if card in way:
                 names = " → ".join(each.name for each in (*way, card))
                 raise InvalidInput(f"the fallback of {way[0].name} leads in a circle: {names}", param="fallback")
             if card not in found:
                 found.append(card)
                 self._follow(card, (*way, card), found)
+
+    def _found(self, name: str, who: str) -> ModelSpec:
+        try:
+            return self.resolve(name)
+        except ModelNotFound as error:
+            raise ModelNotFound(f'there is no model "{name}": {who}', name=name) from error
 
     def _meant(self, alias: str, name: str) -> Card:
         try:

@@ -332,7 +332,7 @@ class ModelFiles:
             need += 2 * source.size  # pip copies what it has downloaded
         free = shutil.disk_usage(self._folder).free
         if need > free:
-            raise StoreFull(f"{need / 1e6:,.0f} MB are needed for the model's files, {free / 1e6:,.0f} MB are free")
+            raise StoreFull(f"{need / 1e6:,.1f} MB are needed for the model's files, {free / 1e6:,.1f} MB are free")
 
     @contextmanager
     def _alone(self, report: Callable[[Progress], None]) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from math import ceil
@@ -21,14 +22,13 @@ from appliance.embedding.names import Names
 from appliance.embedding.pull import ModelFiles, Progress
 from appliance.embedding.pulls import SharedPull
 from appliance.embedding.reranker import Reranker, Scores
-from appliance.embedding.room import make_room, memory
+from appliance.embedding.room import Room, memory_of
 from appliance.embedding.serving import Serving
 from appliance.embedding.slot import Slot
 from appliance.embedding.spec import Card, HasFiles, Kind, ModelSpec, RemoteSpec, RerankerSpec, RkllmSpec
 from appliance.errors import (
     Conflict,
     EngineError,
-    EngineFailed,
     EngineUnavailable,
     InvalidInput,
     ModelNotFound,
@@ -119,7 +119,7 @@ class Registry:
         self.use_fallback = use_fallback
         """Whether callers of `embed` who do not say want a fallback."""
         self._keep_alive = keep_alive
-        self._memory = memory
+        self._room = Room(memory, self._occupied)
         self._max_waiting = max_waiting
         self._cache = cache
         self._on_batch = on_batch
@@ -139,7 +139,6 @@ class Registry:
         self._names = self._named(cards)
         self._embedders: dict[str, Slot[Embedder]] = {}
         self._rerankers: dict[str, Slot[Reranker]] = {}
-        self._making_room = asyncio.Lock()
         self._retired: list[Slot[Embedder] | Slot[Reranker]] = []
         self._pulls: dict[str, SharedPull] = {}
         self._breakers: dict[str, Breaker] = {}
@@ -251,11 +250,11 @@ class Registry:
             return await self._asked(spec, inputs, options, keep_alive=keep_alive, guarded=bool(chain))
         except (EngineError, Overloaded) as error:
             for card in chain:
-                with suppress(EngineError, Overloaded, InvalidInput):
+                with suppress(EngineError, Overloaded, InvalidInput, ModelNotFound):
                     answer = await self._asked(card, inputs, options, keep_alive=keep_alive, guarded=True)
                     log.warning("fell back", model=spec.name, to=answer.model, reason=error.message)
                     self._on_fallback(spec.name, answer.model)
-                    return answer
+                    return replace(answer, instead_of=spec.name)
             raise
 
     async def get(self, name: str, *, keep_alive: float | None = None) -> Embedder:
@@ -282,7 +281,9 @@ class Registry:
         try:
             return await self._had(spec, slot)
         except EngineUnavailable as error:
-            return await self._stand_in(spec, error)
+            async for embedder in self._standing_in(spec, error):
+                return embedder
+            raise
 
     async def reranker(self, name: str | None = None, *, keep_alive: float | None = None) -> Reranker:
         """The reranker of a model, as `get` gives an embedder.
@@ -328,8 +329,10 @@ class Registry:
             ModelNotFound: no such model.
         """
         spec = self.card(name)
-        if any(self._embedders[card.name].serving for card in self._stand_ins(spec)):
-            return ""
+        for card in self._stand_ins(spec):
+            serving = self._embedders[card.name].serving
+            if serving is not None and not serving.trouble:
+                return ""
         slot = self._slots()[spec.name]
         return slot.trouble or (slot.serving.trouble if slot.serving is not None else "")
 
@@ -383,10 +386,13 @@ class Registry:
 
         Raises:
             ModelNotFound: no such model.
+            InvalidInput: another server runs it.
             UpstreamFailed: no source had the right bytes, or the registry is closed.
             StoreFull: no room for them.
         """
         spec = self.card(name)
+        if isinstance(spec, RemoteSpec):
+            raise InvalidInput(f"{spec.name} is run by another server: there is nothing to pull", param="model")
         pull = self._pulls.get(spec.name)
         if pull is None or pull.over:
             if self._closed:
@@ -447,8 +453,6 @@ class Registry:
             raise EngineUnavailable(f"{spec.name} runs on the NPU, which is not used: the setting engine is cpu")
         if self._rests(spec):
             raise EngineUnavailable(slot.trouble or f"{spec.name} did not answer a moment ago")
-        async with self._making_room:
-            await self._make_room(spec, slot)
         try:
             return await slot.get()
         except EngineUnavailable:
@@ -462,16 +466,16 @@ class Registry:
         if on_npu(spec) and self.present(spec):
             self._resting[spec.name] = monotonic() + _REST
 
-    async def _stand_in(self, spec: ModelSpec, error: EngineError) -> Embedder:
-        """Another embedder of the same space, while the NPU or a server is not to be had; `error` is raised where there
-        is none.
-        """
+    async def _standing_in(self, spec: ModelSpec, error: EngineError) -> AsyncIterator[Embedder]:
+        """Other embedders of the same space, those of this machine first, for a model that cannot be had now."""
         for card in () if self._closed else self._stand_ins(spec):
-            slot = self._embedders[card.name]
-            slot.keep_alive = self._embedders[spec.name].keep_alive
+            slot, asked = self._embedders.get(card.name), self._embedders.get(spec.name)
+            if slot is None or asked is None:  # their cards were taken away meanwhile
+                continue
+            slot.keep_alive = asked.keep_alive
             try:
                 embedder = await slot.get()
-            except (EngineUnavailable, EngineFailed):
+            except (EngineError, Overloaded):
                 continue
             if not self._rests(spec):
                 self._rest(spec)
@@ -479,14 +483,14 @@ class Registry:
             if self._replaced.get(spec.name) != until:
                 self._replaced[spec.name] = until
                 log.warning("model replaced", model=spec.name, by=card.name, reason=error.message)
-            return embedder
-        raise error
+            yield embedder
 
     def _stand_ins(self, spec: Card) -> Iterator[ModelSpec]:
         """Installed models with the space of one on the NPU or a server, if they may stand in for it."""
         if isinstance(spec, RkllmSpec | RemoteSpec) and not self._fit.insists(spec):
-            for card in self._fit.ordered([card for card in self.cards() if card.task == "embed"]):
-                if card.space == spec.space and card is not spec and self._fit.suits(card) and self.present(card):
+            kin = self._fit.ordered([card for card in self.cards() if card.task == "embed"])
+            for card in sorted(kin, key=lambda card: isinstance(card, RemoteSpec)):
+                if card.space == spec.space and card.name != spec.name and self._fit.suits(card) and self.present(card):
                     yield card
 
     def _chain(self, spec: ModelSpec, *, wanted: bool | Sequence[str] | None) -> list[ModelSpec]:
@@ -542,20 +546,24 @@ class Registry:
     def _add(self, card: Card) -> None:
         if card.task == "rerank":
             make = partial(self._opened_reranker, card)
-            self._rerankers[card.name] = Slot(card.name, make, keep_alive=self._keep_alive)
-        else:
-            self._embedders[card.name] = Slot(card.name, partial(self._opened, card), keep_alive=self._keep_alive)
-
-    async def _make_room(self, spec: Card, slot: Slot[Any]) -> None:
-        if self._memory and not slot.occupied and (need := memory(spec, self.size(spec))):
-            cards = self._names.by_name
-            await make_room(
-                spec.name,
-                need,
-                limit=self._memory,
-                slots={name: each for name, each in self._slots().items() if each.occupied},
-                costs={name: memory(cards[name], self.size(cards[name])) for name in self._slots()},
+            self._rerankers[card.name] = Slot(
+                card.name, make, keep_alive=self._keep_alive, make_room=partial(self._make_room, card)
             )
+        else:
+            make_embedder = partial(self._opened, card)
+            self._embedders[card.name] = Slot(
+                card.name, make_embedder, keep_alive=self._keep_alive, make_room=partial(self._make_room, card)
+            )
+
+    async def _make_room(self, spec: Card) -> None:
+        await self._room.enter(spec.name, memory_of(spec, self.size(spec)))
+
+    def _occupied(self) -> Iterator[tuple[str, Slot[Any], int]]:
+        """The models in memory, or on their way in or out, and the bytes that each takes."""
+        for name, slot in self._slots().items():
+            if slot.occupied:
+                card = self._names.by_name[name]
+                yield name, slot, memory_of(card, self.size(card))
 
     def _reranker_card(self, name: str | None) -> RerankerSpec:
         if name is not None:
@@ -572,27 +580,29 @@ class Registry:
 
     def _opened_reranker(self, spec: RerankerSpec) -> Reranker:
         """Blocking."""
+        engine = self._open_reranker(spec)
         return Reranker(
             spec,
-            self._open_reranker(spec),
+            engine,
             max_waiting=self._max_waiting,
-            on_batch=self._on_batch and partial(self._on_batch, spec.name, spec.engine),
+            on_batch=self._on_batch and partial(self._on_batch, spec.name, engine.label),
             on_rerank=self._on_rerank,
         )
 
     def _opened(self, spec: ModelSpec) -> Embedder:
         """Blocking."""
         identity = self._identity(spec)
+        engine = self._open_engine(spec)
         embedder = Embedder(
             spec,
-            self._open_engine(spec),
+            engine,
             max_waiting=self._max_waiting,
             cache=self._cache,
             identity=identity,
-            on_batch=self._on_batch and partial(self._on_batch, spec.name, spec.engine),
+            on_batch=self._on_batch and partial(self._on_batch, spec.name, engine.label),
             on_embed=self._on_embed,
         )
-        embedder.stand_in = partial(self._stand_in, spec)
+        embedder.stand_ins = partial(self._standing_in, spec)
         return embedder
 
     def _identity(self, spec: ModelSpec) -> str:

@@ -1,17 +1,25 @@
 """What an embedder and a reranker have in common: one engine for many callers, and a successor when it is unloaded."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from time import monotonic
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from appliance.embedding.batcher import Batcher
 from appliance.embedding.engine import Prompt
 from appliance.errors import EngineError, EngineUnavailable, UpstreamFailed
 
 R = TypeVar("R")
+
+
+async def _nobody(_: EngineError) -> AsyncIterator[Any]:
+    nobody: tuple[Any, ...] = ()
+    for each in nobody:
+        yield each
+
+
 T = TypeVar("T")
 
 SLICE = 1024
@@ -88,8 +96,8 @@ class Serving(ABC, Generic[R]):
         self.last_used = monotonic()
         self.successor: Callable[[], Awaitable[Self]] | None = None
         """Who answers instead: set, on the event loop, before this one is closed. Its holders see no difference."""
-        self.stand_in: Callable[[EngineError], Awaitable[Self]] | None = None
-        """Who answers while the engine cannot be had; raises the error it is given where there is nobody."""
+        self.stand_ins: Callable[[EngineError], AsyncIterator[Self]] = _nobody
+        """Who may answer while the engine cannot be had, in order; told why it cannot."""
 
     @property
     def busy(self) -> bool:
@@ -125,14 +133,16 @@ class Serving(ABC, Generic[R]):
             if self.successor is not None:
                 raise
             self.trouble = error.message
-            if self.stand_in is None or _standing_in.get():
+            if _standing_in.get():
                 raise
-            other = await self.stand_in(error)
             token = _standing_in.set(True)
             try:
-                return await ask(other)
+                async for other in self.stand_ins(error):
+                    with suppress(EngineUnavailable, UpstreamFailed):
+                        return await ask(other)
             finally:
                 _standing_in.reset(token)
+            raise
         self.trouble = ""
         return answer
 

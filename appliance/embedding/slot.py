@@ -33,15 +33,24 @@ class Slot(Generic[S]):
         name: of the model.
         make: opens the model; blocking, called on a thread of its own.
         keep_alive: seconds the model stays after its last use; negative for ever.
+        make_room: called before the model is opened; what it raises is the reason why it cannot be.
     """
 
-    def __init__(self, name: str, make: Callable[[], S], *, keep_alive: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], S],
+        *,
+        keep_alive: float,
+        make_room: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.serving: S | None = None
         self.keep_alive = keep_alive
         self.trouble = "not loaded"
         """Why the model cannot be had; empty once it was loaded, until a load fails."""
         self._name = name
         self._make = make
+        self._make_room = make_room
         self._change: asyncio.Task[None] | None = None
         self._awaited = 0
         self._closed = False
@@ -57,6 +66,11 @@ class Slot(Generic[S]):
     def idle(self) -> bool:
         """Whether there is a model that no call is under way on, and that no caller of `get` is just about to use."""
         return self.serving is not None and not self.serving.busy and not self._awaited
+
+    @property
+    def last_used(self) -> float:
+        """When a call last ended, on the monotonic clock; 0 where no model is loaded."""
+        return 0.0 if self.serving is None else self.serving.last_used
 
     @property
     def occupied(self) -> bool:
@@ -134,10 +148,12 @@ class Slot(Generic[S]):
                 self.empty()
 
     async def _opened(self) -> S:
+        if self._make_room is not None:
+            await self._make_room()
         serving = await on_thread(self._make, name=f"load {self._name}")
         try:
             await self._check(serving)
-        except Exception:
+        except BaseException:
             await on_thread(serving.close, name=f"unload {self._name}")
             raise
         return serving

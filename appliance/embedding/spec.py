@@ -392,12 +392,14 @@ def read_card(path: Path) -> Card:
     """Read one card.
 
     Raises:
-        InvalidInput: the file is not TOML, or not a card; the message names file and field.
+        InvalidInput: the file cannot be read, is not TOML, or not a card; the message names file and field.
     """
     try:
         return parse_card(path.read_text(encoding="utf-8"), path.name)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path.name} is not TOML: {error}") from error
+    except OSError as error:
+        raise InvalidInput(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def parse_card(text: str, name: str) -> Card:
@@ -420,7 +422,7 @@ def read_cards(*folders: Path) -> list[Card]:
     """Read every `*.toml` of the folders; a later folder's card takes the place of an earlier one of the same name."""
     cards = {}
     for folder in folders:
-        for path in sorted(folder.glob("*.toml")):
+        for path in sorted(folder.glob("[!.]*.toml")):
             card = read_card(path)
             cards[card.name] = card
     return list(cards.values())

@@ -211,12 +211,14 @@ def test_an_unknown_model_is_404(client: httpx.Client, path: str) -> None:
 
 @pytest.mark.parametrize("path", JINA)
 def test_a_model_whose_files_are_missing_says_what_to_bring(client: httpx.Client, path: str) -> None:
-    body = {"model": "cross-encoder/ms-marco-MiniLM-L-6-v2", "query": QUERY, "documents": ["a"]}
+    body = {"query": QUERY, "documents": ["a"]}
 
-    answer = client.post(path, json=body)
+    fetched = client.post(path, json=body | {"model": "cross-encoder/ms-marco-MiniLM-L-6-v2"})
+    brought = client.post(path, json=body | {"model": "qwen3-reranker-0.6b-rk3588"})
 
-    assert answer.status_code == 503
-    assert "put model.safetensors and config.json and tokenizer.json into models/ms-marco-minilm-l6-v2" in told(answer)
+    assert (fetched.status_code, brought.status_code) == (503, 503)
+    assert "run `appliance pull ms-marco-minilm-l6-v2`" in told(fetched)
+    assert "tokenizer.json into models/qwen3-reranker-0.6b-rk3588" in told(brought)
 
 
 def test_an_appliance_without_a_reranker_says_so(live: Any) -> None:

@@ -293,7 +293,7 @@ def test_the_least_score_and_the_limit_hold_after_reranking(reranking: httpx.Cli
     [
         ({"reranker": "nobody"}, 404, "nobody"),
         ({"reranker": "hash"}, 422, '"hash" does not support reranking'),
-        ({"reranker": "ms-marco-minilm-l6-v2"}, 503, "put model.safetensors"),
+        ({"reranker": "ms-marco-minilm-l6-v2"}, 503, "appliance pull ms-marco-minilm-l6-v2"),
         ({"rerank": "yes"}, 422, "rerank"),
         ({"rerank": 1}, 422, "rerank"),
         ({"model": "shared-words"}, 422, '"shared-words" does not support embeddings'),

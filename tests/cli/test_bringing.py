@@ -121,7 +121,8 @@ def test_a_model_that_no_card_names_is_brought_tried_and_embeds(
     commit = hub.put(MINE, held, cardData={"license": "mit"}).commit
 
     answer = run("pull", MINE, hub=hub, data=data)
-    rows = listed(_cards(Settings(data=data)), ModelFiles(data / "models", offline=True))
+    settings = Settings(data=data)
+    rows = listed(_cards(settings), settings)
     embedding = run("embed", "hello", "--model", MINE.lower(), "--json", hub=hub, data=data, APPLIANCE_OFFLINE="1")
 
     assert answer.returncode == 0, answer.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from appliance.embedding.breaker import Breaker
 from appliance.embedding.engine import EmbeddingEngine, Image, Matrix, Prompt, RerankEngine
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.pull import ModelFiles
@@ -241,3 +242,35 @@ def test_a_chain_of_unknown_models_is_refused(registry: Callable[..., Registry])
         registry(card("a", fallback=["nowhere"]))
     with pytest.raises(ModelNotFound, match="nowhere"):
         registry(card("a"), fallback=["nowhere"])
+
+
+async def test_the_answer_tells_whom_it_stands_for_and_one_of_the_models_own_tells_nobody(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(card("a", fallback=["b"]), card("b"))
+
+    own = await models.embed("a", ["hello"], use_fallback=True)
+    engines.errors = {"a": EngineFailed("broken")}
+    other = await models.embed("a", ["hello"], use_fallback=True)
+
+    assert (own.instead_of, other.instead_of) == ("", "a")
+    await models.close()
+
+
+async def test_a_call_that_says_nothing_of_the_model_gives_the_next_one_its_try(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(card("a", fallback=["b"]), card("b"))
+    engines.errors = {"a": EngineFailed("broken")}
+    for _ in range(3):
+        await models.embed("a", ["hello"], use_fallback=True)
+    engines.errors = {}
+    models._breakers["a"] = Breaker(pause=0)
+    for _ in range(3):
+        models._breakers["a"].failed()
+
+    with pytest.raises(InvalidInput):
+        await models.embed("a", ["hello"], dimensions=4096, use_fallback=True)  # the try of a breaker that is half open
+
+    assert (await models.embed("a", ["hello"], use_fallback=True)).model == "a"
+    await models.close()

@@ -143,6 +143,10 @@ async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_wo
     own.write_text("name = ")
     await until(lambda: "not taken over" in "".join(capsys.readouterr()))
     assert (await registry.embed("own", ["hello"])).vectors.shape == (1, 32)
+    (settings.cards / ".#own.toml").symlink_to("nobody@nowhere")  # as an editor locks a file
+    (settings.cards / "gone.toml").mkdir()
+    await until(lambda: "cannot be read" in "".join(capsys.readouterr()))
+    (settings.cards / "gone.toml").rmdir()
     own.unlink()
     await until(lambda: all(each.name != "own" for each in registry.cards()))
 

@@ -12,7 +12,7 @@ from appliance.embedding.engine import EmbeddingEngine, Matrix, Prompt, RerankEn
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.room import memory
+from appliance.embedding.room import memory_of
 from appliance.embedding.spec import FileSpec, HashSpec, HubSource, ModelSpec, OnnxSpec, RerankerSpec
 from appliance.errors import EngineUnavailable, Overloaded
 
@@ -123,5 +123,38 @@ async def test_a_model_at_work_is_not_unloaded_for_another(tmp_path: Path) -> No
 
 
 def test_what_runs_in_8_bits_takes_a_quarter() -> None:
-    assert memory(card("a"), 4000) == 4000
-    assert memory(card("a", precision="int8"), 4000) == 1000
+    assert memory_of(card("a"), 4000) == 4000
+    assert memory_of(card("a", precision="int8"), 4000) == 1000
+
+
+def test_what_is_stored_in_16_bits_and_runs_in_32_takes_twice_its_files() -> None:
+    assert memory_of(card("a").model_copy(update={"parameters": 2000}), 4000) == 8000
+
+
+async def test_who_held_a_model_that_went_waits_for_room_like_everybody(tmp_path: Path) -> None:
+    registry = registry_of(card("a"), card("b"), folder=tmp_path, limit=SIZE)
+    held = await registry.get("a")
+    await registry.get("b")
+
+    assert (await held.embed(["hello"])).model == "a"
+    assert in_memory(registry) == {"a"}
+    await registry.close()
+
+
+async def test_nothing_is_unloaded_where_that_would_not_be_enough(tmp_path: Path) -> None:
+    gate = threading.Event()
+    registry = registry_of(card("a"), card("b"), card("c", size=2 * SIZE), folder=tmp_path, limit=2 * SIZE, gate=gate)
+    await registry.get("a")
+    await registry.get("b")
+    gate.clear()
+    working = asyncio.create_task(registry.embed("a", ["hello"]))
+    while not registry.waiting():
+        await asyncio.sleep(0.01)
+
+    with pytest.raises(Overloaded):
+        await registry.get("c")
+
+    assert in_memory(registry) == {"a", "b"}
+    gate.set()
+    await working
+    await registry.close()

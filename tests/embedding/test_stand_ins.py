@@ -268,3 +268,42 @@ async def test_an_unknown_name_stays_unknown(registry: Callable[..., Registry]) 
     with pytest.raises(ModelNotFound):
         await models.get("nobody")
     await models.close()
+
+
+async def test_after_other_cards_were_taken_over_a_model_does_not_stand_in_for_itself(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(npu("n"), cpu("c"))
+    models.reload([npu("n"), cpu("c")])
+    engines.broken = {"n"}
+
+    assert (await (await models.get("n")).embed(["hello"])).model == "c"
+    await models.close()
+
+
+async def test_a_stand_in_that_fails_on_the_way_is_followed_by_the_next_those_of_this_machine_first(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(remote("r"), remote("other"), cpu("c"))
+    embedder = await models.get("r")
+    engines.dead = {"r", "other"}
+
+    assert (await embedder.embed(["hello"])).model == "c"
+    engines.dead = {"r", "c"}
+    assert (await embedder.embed(["hello"])).model == "other"
+    await models.close()
+
+
+async def test_a_model_is_in_trouble_while_its_stand_in_is_too(
+    registry: Callable[..., Registry], engines: Engines
+) -> None:
+    models = registry(remote("r"), remote("other"))
+    embedder = await models.get("r")
+    await models.get("other")
+    engines.dead = {"r", "other"}
+
+    with pytest.raises(EngineUnavailable):
+        await embedder.embed(["hello"])
+
+    assert models.trouble("r") == "r is left alone"
+    await models.close()

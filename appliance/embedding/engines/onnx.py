@@ -28,6 +28,9 @@ from appliance.errors import EngineFailed, EngineUnavailable
 _GRAPH = "2"
 """Goes up whenever `graphs` writes another graph, so that no old one is loaded from the cache."""
 
+_BLOB = "sha256-"
+"""Begins the name of a file that was pulled; its hash follows."""
+
 _Spec: TypeAlias = OnnxSpec | OnnxRerankerSpec | OnnxAskedSpec | ClipSpec
 
 _STATES = "last_hidden_state"
@@ -272,6 +275,7 @@ def tokenizer_file(spec: _Spec, paths: Mapping[str, Path], *, cache: Path) -> Pa
         EngineUnavailable: the card lists neither, or they are damaged.
     """
     if "tokenizer.json" in paths:
+        check_bytes(spec.name, "tokenizer.json", paths["tokenizer.json"])
         return paths["tokenizer.json"]
     if not {"vocab.json", "merges.txt"} <= paths.keys():
         raise EngineUnavailable(f"the card {spec.name} lists no tokenizer.json")
@@ -288,7 +292,7 @@ def tokenizer_file(spec: _Spec, paths: Mapping[str, Path], *, cache: Path) -> Pa
 def open_graph(spec: _Spec, paths: Mapping[str, Path], *, cache: Path, threads: int = 0) -> Graph:
     """Open a card's graph, built first where its files are safetensors. Arguments and errors as for `open_onnx`."""
     if not any(name in paths for name in (*WHOLE, *INDEX)):
-        return Graph(_session(_self_contained(paths)))
+        return Graph(_session(_self_contained(spec.name, paths)))
     return open_text_graph(spec, paths, cache=cache, threads=threads)
 
 
@@ -366,6 +370,8 @@ def _graph(spec: _Spec, paths: Mapping[str, Path], *, cache: Path, task: str) ->
     graph = cache / "graphs" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:32]}.onnx"
     if graph.exists():
         return graph
+    for name in names:
+        check_bytes(spec.name, name, paths[name])
     order = {
         "files": {name: str(paths[name].resolve()) for name in names},
         "target": str(graph.resolve()),
@@ -402,6 +408,15 @@ def build_graph(name: str, order: Mapping[str, Any]) -> None:
         raise EngineUnavailable(f"{name} cannot be made ready for ONNX Runtime: {why}") from error
 
 
+def check_bytes(card: str, name: str, path: Path) -> None:
+    """Raise EngineUnavailable for a file that is kept under its hash and has other bytes."""
+    known = path.name.removeprefix(_BLOB)
+    if path.name.startswith(_BLOB):
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != known:
+                raise EngineUnavailable(f"{name} of {card} has other bytes than it came with: `appliance pull {card}`")
+
+
 def _sha256(spec: _Spec, name: str, path: Path) -> str:
     """Of a file: as the card has it, as the name of a file that was checked when it came says, or of its content."""
     if name in spec.files:
@@ -412,13 +427,14 @@ def _sha256(spec: _Spec, name: str, path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _self_contained(paths: Mapping[str, Path]) -> bytes:
+def _self_contained(card: str, paths: Mapping[str, Path]) -> bytes:
     """A ready-made model that keeps all weights in its one file: a file that names others could have any file read."""
     import onnx
 
     names = [name for name in paths if name.endswith(".onnx")]
     if len(names) != 1:
         raise EngineUnavailable("a card for ONNX Runtime lists model.safetensors and config.json, or one .onnx file")
+    check_bytes(card, names[0], paths[names[0]])
     content = paths[names[0]].read_bytes()
     try:
         model = onnx.load_model_from_string(content)

@@ -122,7 +122,7 @@ def test_time_does_not_grow_with_what_is_held() -> None:
             best = min(best, perf_counter() - began)
         return best
 
-    assert took(100_000) < 5 * took(2000)
+    assert took(100_000) < 20 * took(2000)  # were it linear, 50 times
 
 
 class LikeADict(RuleBasedStateMachine):

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from appliance.embedding.breaker import Breaker
-from appliance.embedding.engine import Encoded, Matrix
+from appliance.embedding.engine import FALLBACK, Encoded, Matrix
 from appliance.embedding.engines.remote import tokens
 from appliance.embedding.engines.remote.access import Remote, key_of, proxy_for
 from appliance.embedding.engines.remote.dialects import Answer, OpenAI, Texts, checked, dialect_of
@@ -255,6 +255,8 @@ class UpstreamEngine:
                 assert isinstance(dialect, OpenAI)  # noqa: S101 - for mypy
                 dialect.plain = True
             raise signal
+        if FALLBACK in response.headers:  # an appliance whose own model failed
+            raise Trouble(UpstreamFailed(f"{server.name} had another model answer for {self._spec.model}"))
         read = partial(self._read, content, response.headers, count=len(inputs))
         try:
             vectors, answer = await asyncio.to_thread(read) if len(content) > _LARGE else read()

@@ -30,7 +30,8 @@ _TOO_MANY = re.compile(
 _BY_COUNT = re.compile(r"maximum allowed batch size|too many inputs", re.IGNORECASE)
 
 _TRANSIENT = frozenset({408, 424, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
-_SHOWN = 200  # characters of their message
+_READ = 1000  # characters of their message that are looked at
+_SHOWN = 200  # and shown
 _PIECE = 16  # a message that has so many characters of a text in common with it quotes it
 
 
@@ -124,15 +125,16 @@ def rest_of(headers: Mapping[str, str]) -> float | None:
         return min(float(value), LONGEST_REST)
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        seconds = (at - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, IndexError, OverflowError):  # what the library raises for dates that are none
         return None
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), LONGEST_REST)
+    return min(max(seconds, 0.0), LONGEST_REST)
 
 
 def shown(message: str, inputs: Texts, key: str) -> str:
     """The beginning of a server's message, fit to be told; empty where it quotes a text, or the key."""
-    message = " ".join("".join(each if each.isprintable() else " " for each in message).split())
+    message = " ".join("".join(each if each.isprintable() else " " for each in message[:_READ]).split())
     if key and key in message:
         return ""
     pieces = [message[place : place + _PIECE] for place in range(0, len(message) - _PIECE + 1, _PIECE // 2)]

@@ -1,6 +1,7 @@
 """Several servers of one model: which is asked next, who waits, what is tried again, and which one is left alone."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -97,7 +98,7 @@ class Servers:
             if deadline is None:
                 deadline = monotonic() + self._timeout * (self._retries + 1)
             try:
-                return await self._tried(server, call, deadline=deadline)
+                return await self._tried(server, call, deadline=deadline, first=server not in tried)
             except Trouble as trouble:
                 last = trouble
                 tried.add(server)
@@ -113,25 +114,21 @@ class Servers:
         assert last is not None  # noqa: S101 - for mypy: there is one try at least
         raise last.error from last
 
-    async def _tried(self, server: Server, call: Callable[[Server, float], Awaitable[T]], *, deadline: float) -> T:
-        """One try; the server is given back, and what came of it is noted."""
+    async def _tried(
+        self, server: Server, call: Callable[[Server, float], Awaitable[T]], *, deadline: float, first: bool
+    ) -> T:
+        """One try; the server is given back, and what came of it is noted. However often a server answers one request
+        with an error, it counts once: the request may be what is wrong.
+        """
         was_closed = server.breaker.closed()
         told = False
         try:
             answer = await call(server, max(min(self._timeout, deadline - monotonic()), 0.001))
         except Trouble as trouble:
             told = True
-            server.trouble = trouble.error.message
-            if trouble.rest is not None:
-                server.rests_until = monotonic() + trouble.rest
-            if trouble.counts:
-                server.breaker.failed()
-            else:
-                server.breaker.succeeded()  # it answers, if not to everything
+            self._note(server, trouble, first=first)
             if was_closed and not server.breaker.closed():
                 log.warning("remote server left alone", server=server.name, reason=trouble.error.message)
-            if trouble.counts or trouble.rest is not None:
-                self._wake(everybody=True)
             raise
         except (TooLong, TooMany, OtherForm):  # it answers, and the caller has to do something about it
             told = True
@@ -148,6 +145,20 @@ class Servers:
                 server.breaker.abandoned()
             server.running -= 1
             self._wake()
+
+    def _note(self, server: Server, trouble: Trouble, *, first: bool) -> None:
+        """What a try that failed says of the server."""
+        server.trouble = trouble.error.message
+        if trouble.rest is not None:
+            server.rests_until = monotonic() + trouble.rest
+        if not trouble.counts:
+            server.breaker.succeeded()  # it answers, if not to everything
+        elif first or isinstance(trouble.error, EngineUnavailable):
+            server.breaker.failed()
+        else:
+            server.breaker.abandoned()
+        if trouble.counts or trouble.rest is not None:
+            self._wake(everybody=True)
 
     def _fresh(self, tried: AbstractSet[Server]) -> bool:
         """Whether there is another server to be asked at once."""
@@ -190,11 +201,20 @@ class Servers:
                 server.running += 1
                 self._wake()
                 return server
+            soonest = self._soonest(refused, now)
+            until = min(soonest, math.inf if deadline is None else deadline)
             try:
-                async with asyncio.timeout(None if deadline is None else max(deadline - now, 0)):
+                async with asyncio.timeout(None if until == math.inf else max(until - now, 0)):
                     await self._turn_of(refused)
             except TimeoutError:
-                raise self._left_alone(last) from None
+                if deadline is not None and monotonic() >= deadline:
+                    raise self._left_alone(last) from None
+
+    def _soonest(self, refused: AbstractSet[Server], now: float) -> float:
+        """When a server that rests, or is left alone, may be asked again, on the monotonic clock."""
+        others = [server for server in self._servers if server not in refused]
+        times = [max(server.rests_until, now + server.breaker.retry_after) for server in others]
+        return min((time for time in times if time > now), default=math.inf)
 
     async def _turn_of(self, refused: AbstractSet[Server]) -> None:
         """Wait until one of the others may be free."""

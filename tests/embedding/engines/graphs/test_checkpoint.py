@@ -197,8 +197,9 @@ FOUR = np.zeros(4, np.float32).tobytes()
         (tensor(reference("FloatStorage", "0", 8), [8]), FOUR),
         (tensor(reference("FloatStorage", "9", 4), [4]), FOUR),
         (tensor(reference("FloatStorage", "0", 1 << 62), [1 << 60, 4]), FOUR),
+        (tensor(reference("FloatStorage", "0", 4), [1 << 20, 1 << 8], strides=[0, 0]), FOUR),
     ],
-    ids=["longer", "later", "wider", "storage", "no storage", "vast"],
+    ids=["longer", "later", "wider", "storage", "no storage", "vast", "repeated"],
 )
 def test_a_tensor_outside_the_file_is_refused(path: Path, value: bytes, content: bytes) -> None:
     with pytest.raises(EngineUnavailable, match="lies outside the file"):

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -86,6 +87,7 @@ def test_retry_after_may_be_a_date_and_is_believed_up_to_a_minute() -> None:
     assert rest_of({"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}) == 0
     assert rest_of({"retry-after": "3600"}) == LONGEST_REST
     assert rest_of({"retry-after": "soon"}) is None
+    assert rest_of({"retry-after": "Fri, 31 Dec 1999 23:59:59 +9999999999"}) is None
     assert rest_of({}) is None
 
 
@@ -210,11 +212,13 @@ async def test_a_server_that_is_left_alone_is_logged_once_and_when_it_is_back(
     upstream: Any, engine_of: Any, usual: Any, reply: Any
 ) -> None:
     server = await first_then(upstream, usual, *[reply({"error": "sick"}, status=500)] * 3)
-    engine = engine_of(server.url, key="A_KEY", remote=Remote(secret={"A_KEY": "sk-canary"}.get, pause=0.1))
+    secret = {"A_KEY": "sk-canary"}.get
+    engine = engine_of(server.url, key="A_KEY", retries=0, remote=Remote(secret=secret, pause=0.1))
 
     with capture_logs() as logs:
-        with pytest.raises(UpstreamFailed):
-            await engine.encode(["my diary"], truncate=True)
+        for _ in range(3):
+            with pytest.raises(UpstreamFailed):
+                await engine.encode(["my diary"], truncate=True)
         await asyncio.sleep(0.12)
         for _ in range(2):
             await engine.encode(["my diary"], truncate=True)
@@ -376,3 +380,52 @@ async def test_a_proxy_of_the_environment_that_is_none_is_told_at_once(
 
     with pytest.raises(EngineUnavailable, match="proxy"):
         engine_of("https://api.example.com/v1")
+
+
+@pytest.mark.parametrize("provider", ["openai", "ollama", "tei"])
+async def test_vectors_that_another_model_gave_for_the_one_that_was_asked_are_refused(
+    provider: str, upstream: Any, engine_of: Any, usual: Any
+) -> None:
+    def answered(asked: Any) -> Any:
+        given = usual[provider](asked)
+        given.headers["x-appliance-fallback"] = "m"
+        return given
+
+    server = await upstream(answered)
+
+    with pytest.raises(UpstreamFailed, match="had another model answer for"):
+        await engine_of(server.url, provider=provider).encode(["a"], truncate=True)
+
+
+async def test_one_request_that_fails_however_often_does_not_have_its_server_left_alone(
+    upstream: Any, engine_of: Any, usual: Any, reply: Any
+) -> None:
+    def answered(asked: Any) -> Any:
+        return reply(status=500, raw=b"") if "poison" in asked.body["input"] else usual["openai"](asked)
+
+    server = await upstream(answered)
+    engine = engine_of(server.url, retries=4)
+
+    with pytest.raises(UpstreamFailed):
+        await engine.encode(["poison"], truncate=True)
+
+    assert (await engine.encode(["a"], truncate=True)).vectors.shape == (1, 4)
+    assert len(server.asked) == 6
+
+
+async def test_a_server_whose_rest_is_over_is_asked_though_the_others_are_busy(
+    upstream: Any, engine_of: Any, usual: Any, reply: Any
+) -> None:
+    rests = [reply({"error": "slow down"}, status=429, headers={"retry-after": "1"})]
+    first = await upstream(lambda asked: rests.pop() if rests else usual["openai"](asked))
+    busy = await upstream(lambda asked: replace(usual["openai"](asked), wait=5.0))
+    engine = engine_of(first.url, busy.url, concurrency=1, retries=3)
+    start = time.monotonic()
+
+    waiting = [asyncio.create_task(engine.encode([text], truncate=True)) for text in ("a", "b", "c")]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+    assert time.monotonic() - start < 4
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
