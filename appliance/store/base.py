@@ -62,21 +62,48 @@ class Match:
         return self.document, self.chunk.ordinal
 
 
+Op: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">=", "in", "between", "exists"]
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One comparison with a metadata field. A chunk that lacks the field, or has another type there, fails it
-    (and passes `!=`). Types are text, number and truth value; `in` takes a tuple and may mix them.
+    (and passes `!=`). Types are text, number and truth value; `in` takes a tuple and may mix them, `between` a tuple of
+    the least and the greatest, both of one type. `exists` takes whether the field is to be there; null counts as there.
 
     `key` is a field's own name, not a path, and has no quotes, backslashes or control characters.
     """
 
     key: str
-    op: Literal["=", "!=", "<", "<=", ">", ">=", "in"]
+    op: Op
     value: Value | tuple[Value, ...]
 
 
-Where: TypeAlias = Sequence[Condition]
-"""All of the conditions hold. Applied before the best `limit` are chosen."""
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Every part holds; of none, nothing is asked."""
+
+    parts: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """A part holds; of none, none does."""
+
+    parts: "tuple[Expression, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """The part does not hold: a chunk either passes a condition or passes its opposite."""
+
+    part: "Expression"
+
+
+Expression: TypeAlias = Condition | AllOf | AnyOf | Not
+
+Where: TypeAlias = Sequence[Expression]
+"""All of them hold. Applied before the best `limit` are chosen."""
 
 
 class VectorStore(Protocol):

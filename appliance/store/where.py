@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from appliance.errors import InvalidInput
-from appliance.store.base import Condition, Value, Where
+from appliance.store.base import AllOf, AnyOf, Condition, Expression, Not, Value, Where
 
 _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "=": operator.eq,
@@ -26,50 +26,113 @@ _KEY: Final = re.compile(r'[^"\\\x00-\x1f]+')
 """A key that can stand in quotes in a JSON path of SQLite, which knows no escapes there."""
 
 
+MAX_DEPTH: Final = 40
+"""Expressions inside each other, at most: SQLite's parser has a limit of its own."""
+
+
 def check_where(where: Where) -> None:
-    """Raise InvalidInput for a condition that no store can answer."""
-    for condition in where:
-        if not _KEY.fullmatch(condition.key):
-            raise InvalidInput(
-                "a metadata key to search by has no quotes, backslashes or control characters", param="where"
-            )
-        if condition.op not in (*_OPERATORS, "!=", "in"):
-            raise InvalidInput(f'"{condition.op}" is no comparison', param="where")
-        if isinstance(condition.value, tuple) != (condition.op == "in"):
-            raise InvalidInput("`in` takes several values, every other comparison one", param="where")
-        for value in _values(condition):
-            _check_value(value)
+    """Raise InvalidInput for an expression that no store can answer."""
+    for expression in where:
+        _check(expression, MAX_DEPTH)
 
 
 def holds(where: Where, metadata: Mapping[str, object]) -> bool:
-    """Whether a chunk with this metadata passes all the conditions, which were checked."""
-    return all(_passes(condition, metadata.get(condition.key)) for condition in where)
+    """Whether a chunk with this metadata passes all the expressions, which were checked."""
+    return all(_holds(expression, metadata) for expression in where)
 
 
 def compiled(where: Where, column: str) -> tuple[str, tuple[Value, ...]]:
-    """The conditions, which were checked, as an SQL expression over a JSON column, and its parameters in order. However
-    many values an `in` has, it takes a few parameters, and SQLite looks each row up in a table of them.
+    """The expressions, which were checked, as one SQL expression over a JSON column, and its parameters in order.
+    However many values an `in` has, it takes a few parameters, and SQLite looks each row up in a table of them.
     """
-    parts = ["TRUE"]
     values: list[Value] = []
-    for condition in where:
-        path = f'$."{condition.key}"'
-        kinds: dict[str, list[Value]] = {}
-        for value in _values(condition):
-            kinds.setdefault(_kind(value), []).append(value)
-        comparisons = []
-        for kind, wanted in kinds.items():
-            compare = "= ?" if condition.op == "!=" else f"{condition.op} ?"
-            compared: Value = wanted[0]
-            if condition.op == "in":
-                compare, compared = "IN (SELECT value FROM json_each(?))", json.dumps(wanted)
-            comparisons.append(
-                f"(json_type({column}, ?) IN {_JSON_TYPES[kind]} AND json_extract({column}, ?) {compare})"
-            )
-            values += [path, path, compared]
-        either = " OR ".join(comparisons) or "FALSE"
-        parts.append(f"({either}) IS NOT TRUE" if condition.op == "!=" else f"({either})")
+    parts = ["TRUE", *(_written(expression, column, values) for expression in where)]
     return " AND ".join(parts), tuple(values)
+
+
+def _check(expression: Expression, depth: int) -> None:
+    if not depth:
+        raise InvalidInput(f"more than {MAX_DEPTH} expressions of a filter are inside each other", param="where")
+    match expression:
+        case AllOf() | AnyOf():
+            for part in expression.parts:
+                _check(part, depth - 1)
+        case Not():
+            _check(expression.part, depth - 1)
+        case Condition():
+            _check_condition(expression)
+
+
+def _check_condition(condition: Condition) -> None:
+    if not _KEY.fullmatch(condition.key):
+        raise InvalidInput(
+            "a metadata key to search by has no quotes, backslashes or control characters", param="where"
+        )
+    if condition.op not in (*_OPERATORS, "!=", "in", "between", "exists"):
+        raise InvalidInput(f'"{condition.op}" is no comparison', param="where")
+    if isinstance(condition.value, tuple) != (condition.op in {"in", "between"}):
+        raise InvalidInput("`in` and `between` take several values, every other comparison one", param="where")
+    for value in _values(condition):
+        _check_value(value)
+    kinds = [_kind(value) for value in _values(condition)]
+    if condition.op == "between" and (len(kinds) != 2 or kinds[0] != kinds[1]):  # noqa: PLR2004 - least and greatest
+        raise InvalidInput("`between` takes two values of one type", param="where")
+    if condition.op == "exists" and kinds != ["truth"]:
+        raise InvalidInput("`exists` is true or false", param="where")
+
+
+def _holds(expression: Expression, metadata: Mapping[str, object]) -> bool:
+    match expression:
+        case AllOf():
+            return all(_holds(part, metadata) for part in expression.parts)
+        case AnyOf():
+            return any(_holds(part, metadata) for part in expression.parts)
+        case Not():
+            return not _holds(expression.part, metadata)
+        case Condition(op="exists"):
+            return (expression.key in metadata) == expression.value
+        case Condition():
+            return _passes(expression, metadata.get(expression.key))
+
+
+def _written(expression: Expression, column: str, values: list[Value]) -> str:
+    """As SQL that is never NULL where it stands alone; parameters are added to `values`."""
+    match expression:
+        case AllOf():
+            return "(" + " AND ".join(["TRUE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+        case AnyOf():
+            return "(" + " OR ".join(["FALSE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+        case Not():
+            return f"(NOT {_written(expression.part, column, values)})"
+        case Condition(op="exists"):
+            values.append(_path(expression))
+            return f"(json_type({column}, ?) IS {'NOT NULL' if expression.value else 'NULL'})"
+        case Condition():
+            return f"({_compared(expression, column, values)})"
+
+
+def _path(condition: Condition) -> str:
+    return f'$."{condition.key}"'
+
+
+def _compared(condition: Condition, column: str, values: list[Value]) -> str:
+    path = _path(condition)
+    kinds: dict[str, list[Value]] = {}
+    for value in _values(condition):
+        kinds.setdefault(_kind(value), []).append(value)
+    comparisons = []
+    for kind, wanted in kinds.items():
+        compare, compared = f"{condition.op} ?", list(wanted)
+        if condition.op == "!=":
+            compare = "= ?"
+        elif condition.op == "between":
+            compare = "BETWEEN ? AND ?"
+        elif condition.op == "in":
+            compare, compared = "IN (SELECT value FROM json_each(?))", [json.dumps(wanted)]
+        comparisons.append(f"(json_type({column}, ?) IN {_JSON_TYPES[kind]} AND json_extract({column}, ?) {compare})")
+        values += [path, path, *compared]
+    either = " OR ".join(comparisons) or "FALSE"
+    return f"({either}) IS {'NOT ' if condition.op == '!=' else ''}TRUE"
 
 
 def _values(condition: Condition) -> tuple[Value, ...]:
@@ -106,5 +169,7 @@ def _passes(condition: Condition, found: object) -> bool:
     same = [value for value in _values(condition) if _kind(value) == _kind(found)]
     if condition.op == "!=":
         return all(found != value for value in same)
+    if condition.op == "between":
+        return len(same) == 2 and same[0] <= found <= same[1]  # type: ignore[operator]  # noqa: PLR2004  # of one type
     compare = _OPERATORS["=" if condition.op == "in" else condition.op]
     return any(compare(found, value) for value in same)

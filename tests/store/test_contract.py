@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 
 from appliance.errors import CollectionExists, CollectionNotFound, InvalidInput
-from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Value, VectorStore
+from appliance.store.base import (
+    AllOf,
+    AnyOf,
+    Chunk,
+    Condition,
+    Entry,
+    Expression,
+    Match,
+    Matrix,
+    Not,
+    Value,
+    VectorStore,
+)
 from appliance.store.memory import MemoryStore
 from appliance.store.sqlite import SqliteStore
 
@@ -355,6 +367,13 @@ def filled(store: Store) -> Store:
         ("absent", "=", 1, ""),
         ("absent", "!=", 1, "int float text true null list none dot nested"),
         ("v] OR 1=1", "=", 1, ""),
+        ("v", "between", (1, 1.5), "int float"),
+        ("v", "between", (1.5, 1), ""),
+        ("v", "between", ("0", "2"), "text"),
+        ("v", "between", (False, True), "true"),
+        ("v", "exists", True, "int float text true null list"),
+        ("v", "exists", False, "none dot nested"),
+        ("absent", "exists", True, ""),
     ],
 )
 def test_conditions_compare_like_with_like(filled: Store, key: str, op: str, value: Value, expected: str) -> None:
@@ -365,6 +384,42 @@ def test_conditions_compare_like_with_like(filled: Store, key: str, op: str, val
 
     assert [match.document for match in by_vector] == expected.split()
     assert {match.document for match in by_words} == set(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (Not(Condition("v", "=", 1)), "float text true null list none dot nested"),
+        (Not(Condition("v", "!=", 1)), "int"),
+        (Not(Condition("v", "in", (1, "1"))), "float true null list none dot nested"),
+        (Not(Condition("absent", ">", 1)), "int float text true null list none dot nested"),
+        (Not(Not(Condition("v", "=", 1))), "int"),
+        (Not(Condition("v", "exists", value=True)), "none dot nested"),
+        (AnyOf((Condition("v", "=", 1), Condition("a.b", "=", "x"))), "int dot"),
+        (AllOf((Condition("v", ">=", 1), Not(Condition("v", "=", 1)))), "float"),
+        (AnyOf((AllOf((Condition("v", ">", 0), Condition("v", "<", 1.2))), Condition("v", "=", "1"))), "int text"),
+        (AnyOf(()), ""),
+        (Not(AllOf(())), ""),
+        (AllOf(()), "int float text true null list none dot nested"),
+    ],
+)
+def test_expressions_are_two_valued_and_may_be_inside_each_other(
+    filled: Store, expression: Expression, expected: str
+) -> None:
+    by_vector = filled.nearest("c", X, limit=20, where=[expression])
+    by_words = filled.matching("c", "apple", limit=20, where=[expression])
+
+    assert [match.document for match in by_vector] == expected.split()
+    assert {match.document for match in by_words} == set(expected.split())
+
+
+def test_expressions_too_deep_for_a_database_are_refused(filled: Store) -> None:
+    deep: Expression = Condition("v", "=", 1)
+    for _ in range(100):
+        deep = Not(deep)
+
+    with pytest.raises(InvalidInput, match="inside each other"):
+        filled.nearest("c", X, limit=1, where=[deep])
 
 
 def test_a_choice_of_ten_thousand_values_and_a_hundred_conditions_are_answered(filled: Store) -> None:
@@ -400,11 +455,16 @@ def test_all_conditions_hold_and_before_the_limit_is_applied(filled: Store) -> N
         Condition("a", "=", (1,)),
         Condition("a", "in", 1),
         Condition("a", "in", (1, float("nan"))),
+        Condition("a", "between", (1, 2, 3)),
+        Condition("a", "between", (1, "2")),
+        Condition("a", "between", 1),
+        Condition("a", "exists", "yes"),
+        AllOf((AnyOf((Not(Condition("", "=", 1)),)),)),
         Condition("a", "=", None),  # type: ignore[arg-type]  # what a caller may send
         Condition("a", "~", 1),  # type: ignore[arg-type]  # same
     ],
 )
-def test_a_condition_that_cannot_be_answered_is_refused(filled: Store, condition: Condition) -> None:
+def test_a_condition_that_cannot_be_answered_is_refused(filled: Store, condition: Expression) -> None:
     with pytest.raises(InvalidInput):
         filled.nearest("c", X, limit=1, where=[condition])
     with pytest.raises(InvalidInput):
