@@ -16,13 +16,14 @@ from appliance.errors import SchemaMismatch, StoreUnavailable
 
 ROOT = Path(__file__).parents[1]
 MIGRATIONS = ROOT / "migrations"
+HEAD = max(path.name[:4] for path in (MIGRATIONS / "versions").glob("[0-9]*_*.py"))
 LATER = '''
 """A change that a later version makes."""
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0099"
+down_revision = "{head}"
 
 
 def upgrade() -> None:
@@ -43,7 +44,7 @@ def later(tmp_path: Path, *, then: str = "SELECT 1") -> Path:
     """The migrations as a later version ships them."""
     folder = tmp_path / "later 100%"
     shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_later.py").write_text(LATER.format(then=then))
+    (folder / "versions" / "0099_later.py").write_text(LATER.format(then=then, head=HEAD))
     return folder
 
 
@@ -98,7 +99,7 @@ def test_what_is_there_is_copied_before_it_is_migrated(database: Database, tmp_p
     database.migrate(later(tmp_path))
 
     assert "later" in columns(database)
-    copy = Database(tmp_path / "appliance.db.before-0002")
+    copy = Database(tmp_path / "appliance.db.before-0099")
     try:
         assert "later" not in columns(copy)
         with copy.read() as connection:
@@ -120,7 +121,7 @@ def test_a_migration_that_fails_changes_nothing(database: Database, tmp_path: Pa
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(database: Database, tmp_path: Path) -> None:
     database.migrate(later(tmp_path))
 
-    with pytest.raises(SchemaMismatch, match="0002"):
+    with pytest.raises(SchemaMismatch, match="0099"):
         database.migrate(MIGRATIONS)
 
     assert "later" in columns(database)

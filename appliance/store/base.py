@@ -135,8 +135,13 @@ class VectorStore(Protocol):
     def remove(self, collection: str, document: str) -> int:
         """Remove a document; how many chunks it had."""
 
-    def nearest(self, collection: str, vector: Vector, *, limit: int, where: Where = ()) -> list[Match]:
+    def nearest(
+        self, collection: str, vector: Vector, *, limit: int, where: Where = (), exact: bool = False
+    ) -> list[Match]:
         """The best chunks by cosine similarity; ties in the order of document and ordinal.
+
+        A store may miss a few of the best when there are many chunks, unless `exact` is asked for; what it gives has
+        its true score and passes the conditions, and is no less than asked for where there is as much.
 
         Raises:
             InvalidInput: the vector has another length or is not of unit length, or a condition cannot be answered.

@@ -12,7 +12,7 @@ from appliance.errors import CollectionExists, CollectionNotFound
 from appliance.store.base import Chunk, Entry, Match, Matrix, Vector, Where
 from appliance.store.checks import check_dimensions, checked_query, checked_vectors, cosines, metadata_json
 from appliance.store.where import check_where, holds
-from appliance.store.words import folded, terms, tokens
+from appliance.store.words import Term, folded, terms, tokens
 
 _K1: Final = 1.2
 _B: Final = 0.75
@@ -74,7 +74,15 @@ class MemoryStore:
             gone = self._find(collection).documents.pop(document, None)
         return len(gone.chunks) if gone else 0
 
-    def nearest(self, collection: str, vector: Vector, *, limit: int, where: Where = ()) -> list[Match]:
+    def nearest(
+        self,
+        collection: str,
+        vector: Vector,
+        *,
+        limit: int,
+        where: Where = (),
+        exact: bool = False,  # noqa: ARG002  # it always is
+    ) -> list[Match]:
         """See VectorStore."""
         check_where(where)
         with self._lock:
@@ -93,14 +101,18 @@ class MemoryStore:
         check_where(where)
         with self._lock:
             kept = self._find(collection)
-            counts = {(name, chunk.ordinal): self._counted(chunk) for name, chunk in kept.passing(())}
-            average = sum(length for _, length in counts.values()) / max(len(counts), 1)
-            totals = dict.fromkeys(key for term in terms(words) if (key := folded(term)))
+            every = {(name, chunk.ordinal): self._tokens(chunk) for name, chunk in kept.passing(())}
+            lengths = {place: sum(len(each) for each, _ in texts) for place, texts in every.items()}
+            average = sum(lengths.values()) / max(len(lengths), 1)
             scores: defaultdict[tuple[str, int], float] = defaultdict(float)
-            for term in totals:
-                having = [(place, often[term], length) for place, (often, length) in counts.items() if term in often]
+            for term in dict.fromkeys(_folded(term) for term in terms(words)):
+                counts = {
+                    place: sum(weight * _often(term, each) for each, weight in texts) for place, texts in every.items()
+                }
+                having = {place: times for place, times in counts.items() if times}
                 rarity = max(math.log((len(counts) - len(having) + 0.5) / (len(having) + 0.5)), 1e-6)
-                for place, times, length in having:
+                for place, times in having.items():
+                    length = lengths[place]
                     scores[place] += rarity * times * (_K1 + 1) / (times + _K1 * (1 - _B + _B * length / average))
             found = [
                 Match(name, chunk, scores[name, chunk.ordinal])
@@ -129,15 +141,24 @@ class MemoryStore:
         except KeyError as error:
             raise CollectionNotFound(f"there is no collection {collection!r}", name=collection) from error
 
-    def _counted(self, chunk: Chunk) -> tuple[dict[str, float], int]:
-        """How often each term occurs, weighted by where, and how many terms there are."""
-        often: dict[str, float] = {}
-        length = 0
-        for text, weight in zip((chunk.title, chunk.text), self._weights, strict=True):
-            for token in tokens(text):
-                often[token] = often.get(token, 0.0) + weight
-                length += 1
-        return often, length
+    def _tokens(self, chunk: Chunk) -> list[tuple[list[str], float]]:
+        """The tokens of title and text, and what one of them counts there."""
+        return [(tokens(text), weight) for text, weight in zip((chunk.title, chunk.text), self._weights, strict=True)]
+
+
+def _folded(term: Term) -> Term:
+    return Term(tuple(key for token in term.tokens if (key := folded(token))), prefix=term.prefix)
+
+
+def _often(term: Term, text: list[str]) -> int:
+    """How often the text has the term."""
+    *first, last = term.tokens or ("",)
+    wide = len(term.tokens)
+    return sum(
+        text[start : start + wide - 1] == first and (each.startswith(last) if term.prefix else each == last)
+        for start, each in ((end - wide + 1, each) for end, each in enumerate(text))
+        if start >= 0 and wide
+    )
 
 
 def _own(entry: Entry, dimensions: int) -> _Document:

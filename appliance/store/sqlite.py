@@ -3,6 +3,7 @@
     chunk              text, range, metadata
     embedding          unit float32 vectors: the truth
     vec_bits_<n>       their signs in sqlite-vec, to find candidates among many; derived
+    chunk_segmented    title and text of those that are written without spaces, with spaces; derived
     chunk_fts_<n>      words of title and text in FTS5, which keeps no copy of them; derived
     chunk_words_<n>    a view of what chunk_fts_<n> indexes, so that FTS5 can check itself and be rebuilt
 
@@ -25,17 +26,30 @@ from appliance.errors import CollectionExists, CollectionNotFound
 from appliance.store.base import Chunk, Entry, Match, Matrix, Value, Vector, Where
 from appliance.store.checks import check_dimensions, checked_query, checked_vectors, cosines, metadata_json
 from appliance.store.mirror import Ids, Mirror, Stored
+from appliance.store.passing import Passing
+from appliance.store.ranking import SCORED, Frequencies, Index, expression
+from appliance.store.signs import SignMirror, likeliest, sign_bits, taken
 from appliance.store.where import check_where, compiled
-from appliance.store.words import terms
+from appliance.store.words import segmented, terms
 
 _MOST: Final = 4096
 """Neighbours that sqlite-vec finds in one query, at most; its time grows with their number times that of the rows."""
 
 _OVERSAMPLING: Final = 400
-"""Fewest candidates by signs alone that are scored exactly; measured to find 97 of the best 100 of 900,000 chunks."""
+"""Fewest candidates by signs alone, by sqlite-vec, that are scored exactly."""
+
+_CANDIDATES: Final = 200
+"""Fewest candidates by signs and query, from memory, that are scored exactly; measured to have 97 of the 100 nearest of
+a million chunks."""
 
 _SLACK: Final = 1e-5
 """How far a float32 product may be from the exact score."""
+
+_BLOCK: Final = 4096
+"""Vectors that are read at a time when all are, and places in a chunk of vec0."""
+
+_MOVED: Final = 1024
+"""Signs that are moved in one transaction to close gaps, at most."""
 
 Scores = npt.NDArray[np.float64]
 
@@ -45,9 +59,14 @@ class SqliteStore:
 
     Args:
         database: stays open when the store is closed.
-        exact_below: collections with fewer chunks are searched exactly, in memory; others by the signs of their
-            vectors first, which finds at most 4,096 matches.
-        mirror_bytes: memory for the vectors of collections that are searched exactly.
+        exact_below: collections with fewer chunks are searched exactly; others by the signs of their vectors first,
+            unless the search asks to be exact.
+        mirror_bytes: memory for the vectors of collections that are searched exactly. One that does not fit is read
+            from the file by a search that asks to be exact, and searched by signs otherwise.
+        sign_bytes: memory for the signs of collections that are not, some 61 bytes a chunk of 384 dimensions, and a
+            quarter more for which chunks pass which condition. One that does not fit is searched by sqlite-vec, which
+            is slower and finds at most 4,096 matches.
+        candidates: chunks that a search by signs scores exactly, at least: twice as many miss half as much.
         title_weight, text_weight: what a word counts in BM25.
     """
 
@@ -57,13 +76,19 @@ class SqliteStore:
         *,
         exact_below: int = 50_000,
         mirror_bytes: int = 80 * 2**20,
+        sign_bytes: int = 256 * 2**20,
+        candidates: int = _CANDIDATES,
         title_weight: float = 1.0,
         text_weight: float = 1.0,
     ) -> None:
         self._database = database
         self._exact_below = exact_below
         self._mirror = Mirror(budget=mirror_bytes)
-        self._rank = f"bm25({float(title_weight)}, {float(text_weight)})"
+        self._candidates = candidates
+        self._signs = SignMirror(budget=sign_bytes)
+        self._passing = Passing(budget=sign_bytes // 4)
+        self._weights = float(title_weight), float(text_weight)
+        self._frequencies = Frequencies()
 
     def create(self, collection: str, dimensions: int) -> None:
         """See VectorStore."""
@@ -80,9 +105,12 @@ class SqliteStore:
             ).lastrowid
             run(
                 f"CREATE VIRTUAL TABLE vec_bits_{number} USING vec0 "
-                f"(chunk_id INTEGER PRIMARY KEY, bits BIT[{_padded(dimensions)}], chunk_size = 4096)"
+                f"(chunk_id INTEGER PRIMARY KEY, bits BIT[{_padded(dimensions)}], chunk_size = {_BLOCK})"
             )
-            run(f"CREATE VIEW chunk_words_{number} AS SELECT id, title, text FROM chunk WHERE collection = {number}")
+            run(
+                f"CREATE VIEW chunk_words_{number} AS SELECT id, {_INDEXED} "
+                f"FROM chunk LEFT JOIN chunk_segmented AS s ON s.chunk_id = id WHERE collection = {number}"
+            )
             run(
                 f"CREATE VIRTUAL TABLE chunk_fts_{number} USING fts5 (title, text, content = 'chunk_words_{number}', "
                 "content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2')"
@@ -99,11 +127,15 @@ class SqliteStore:
                 f"DROP TABLE chunk_fts_{there.id}",
                 f"DROP VIEW chunk_words_{there.id}",
                 f"DELETE FROM embedding WHERE chunk_id IN (SELECT id FROM chunk WHERE collection = {there.id})",
+                f"DELETE FROM chunk_segmented WHERE chunk_id IN (SELECT id FROM chunk WHERE collection = {there.id})",
                 f"DELETE FROM chunk WHERE collection = {there.id}",
                 f"DELETE FROM store_collection WHERE id = {there.id}",
             ):
                 connection.exec_driver_sql(statement)
         self._mirror.forget(there.id)
+        self._signs.forget(there.id)
+        self._passing.forget(there.id)
+        self._frequencies.forget(there.id)
 
     def put(self, collection: str, document: str, chunks: Sequence[Chunk], vectors: Matrix) -> None:
         """See VectorStore."""
@@ -120,6 +152,8 @@ class SqliteStore:
             removed = _delete(connection, stored, [entry.document for entry in last])
             added = _insert(connection, stored, last, metadata)
             _count(connection, stored, added=added, removed=removed)
+            if removed:
+                _close_gaps(connection, stored, stored.chunks + added - removed)
 
     def remove(self, collection: str, document: str) -> int:
         """See VectorStore."""
@@ -127,9 +161,13 @@ class SqliteStore:
             stored = _found(connection, collection)
             removed = _delete(connection, stored, [document])
             _count(connection, stored, added=0, removed=removed)
+            if removed:
+                _close_gaps(connection, stored, stored.chunks - removed)
         return removed
 
-    def nearest(self, collection: str, vector: Vector, *, limit: int, where: Where = ()) -> list[Match]:
+    def nearest(
+        self, collection: str, vector: Vector, *, limit: int, where: Where = (), exact: bool = False
+    ) -> list[Match]:
         """See VectorStore."""
         check_where(where)
         with self._database.read() as connection:
@@ -137,30 +175,33 @@ class SqliteStore:
             query = checked_query(vector, dimensions=stored.dimensions)
             if limit < 1:
                 return []
-            if stored.chunks < self._exact_below and self._mirror.fits(stored):
-                ids, scores = self._exact(connection, stored, query, limit, where)
-            else:
-                ids, scores = _by_signs(connection, stored, query, limit, where)
+            ids, scores = self._nearest(connection, stored, query, limit=limit, where=where, exact=exact)
             return _matches(connection, ids, scores, limit)
+
+    def warm(self) -> None:
+        """Read what searches keep in memory of large collections, which the first of them would wait for."""
+        with self._database.read() as connection:
+            every = connection.exec_driver_sql("SELECT id, dimensions, chunks, added, removed FROM store_collection")
+            for row in every.all():
+                stored = Stored(*row)
+                if stored.chunks >= self._exact_below and self._signs.fits(stored):
+                    self._signs.view(connection, stored)
 
     def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
         """See WordIndex. Words are compared by their porter stems."""
         check_where(where)
-        either = " OR ".join(f'"{term}"' for term in terms(words))
+        wanted = [expression(term) for term in terms(words)]
         with self._database.read() as connection:
             stored = _found(connection, collection)
-            if not either or limit < 1:
+            if not wanted or limit < 1:
                 return []
-            index = f"chunk_fts_{stored.id}"
-            condition, values = compiled(where, "metadata")
-            source = f"{index} CROSS JOIN chunk ON chunk.id = {index}.rowid" if where else index
-            rows = connection.exec_driver_sql(
-                f"SELECT {index}.rowid, -rank FROM {source} WHERE {index} MATCH ? AND rank MATCH ? AND {condition} "
-                "ORDER BY rank LIMIT ?",
-                (either, self._rank, *values, limit),
-            ).all()
-            ids = np.array([row[0] for row in rows], np.int64)
-            return _matches(connection, ids, np.array([row[1] for row in rows], np.float64), limit)
+            condition = compiled(where, "metadata") if where else None
+            passing = None
+            if condition is not None and stored.chunks > SCORED:
+                passing = self._passing.ids(connection, stored, condition)
+            index = Index(connection, stored, self._weights, where=condition, passing=passing)
+            ids, scores = index.best(wanted, limit=limit, frequencies=self._frequencies)
+            return _matches(connection, ids, scores, limit)
 
     def chunks(self, collection: str, document: str) -> list[Chunk]:
         """See VectorStore."""
@@ -185,6 +226,26 @@ class SqliteStore:
     def close(self) -> None:
         """See VectorStore. Lets go of memory; the database is the caller's."""
         self._mirror.clear()
+        self._signs.clear()
+        self._passing.clear()
+
+    def _nearest(
+        self, connection: Connection, stored: Stored, query: Vector, *, limit: int, where: Where, exact: bool
+    ) -> tuple[Ids, Scores]:
+        fits = self._mirror.fits(stored)
+        if fits and (exact or stored.chunks < self._exact_below):
+            return self._exact(connection, stored, query, limit, where)
+        if exact:
+            return _exact_from_file(connection, stored, query, limit, where)
+        view = self._signs.view(connection, stored) if self._signs.fits(stored) else None
+        if view is None:
+            return _by_signs(connection, stored, query, limit, where)
+        rows = None
+        if where:
+            condition = compiled(where, "metadata")
+            rows = self._signs.rows(view, condition, self._passing.ids(connection, stored, condition))
+        near = likeliest(view, query, wanted=max(self._candidates, 4 * limit), rows=rows)
+        return _scored(connection, stored, np.sort(near).tolist(), query)
 
     def _exact(
         self, connection: Connection, stored: Stored, query: Vector, limit: int, where: Where
@@ -193,16 +254,15 @@ class SqliteStore:
         rough = rows @ query
         places = np.arange(len(ids))
         if where:
-            condition, values = compiled(where, "metadata")
-            passing = connection.exec_driver_sql(
-                f"SELECT id FROM chunk WHERE collection = ? AND {condition} ORDER BY id", (stored.id, *values)
-            )
-            places = np.searchsorted(ids, np.fromiter((row[0] for row in passing), np.int64))
+            passing = self._passing.ids(connection, stored, compiled(where, "metadata"))
+            places = np.flatnonzero(np.isin(ids, passing, assume_unique=True))
             rough = rough[places]
-        if len(places) > limit:
-            places = places[rough >= np.partition(rough, -limit)[-limit] - _SLACK]
+        places = places[_not_worse(rough, limit)]
         return ids[places], cosines(rows[places], query)
 
+
+_INDEXED: Final = "coalesce(s.title, chunk.title) AS title, coalesce(s.text, chunk.text) AS text"
+"""What FTS5 has of a chunk, where `s` is its row of chunk_segmented, if any."""
 
 _COLUMNS: Final = 'ordinal, text, "start", "end", tokens, title, metadata'
 
@@ -226,16 +286,12 @@ def _padded(dimensions: int) -> int:
     return -(-dimensions // 8) * 8
 
 
-def _signs(rows: Matrix) -> npt.NDArray[np.uint8]:
-    """One bit a dimension, zeros up to a whole byte; uint8 (n, bytes)."""
-    return np.packbits(rows > 0, axis=1, bitorder="little")
-
-
 def _delete(connection: Connection, stored: Stored, documents: Sequence[str]) -> int:
     """Remove what the documents have; how many chunks that was."""
     run = connection.exec_driver_sql
     rows = run(
-        f"SELECT id, title, text FROM chunk WHERE collection = ? AND document IN ({', '.join('?' * len(documents))})",
+        f"SELECT id, {_INDEXED} FROM chunk LEFT JOIN chunk_segmented AS s ON s.chunk_id = id "
+        f"WHERE collection = ? AND document IN ({', '.join('?' * len(documents))})",
         (stored.id, *documents),
     ).all()
     if rows:
@@ -247,12 +303,13 @@ def _delete(connection: Connection, stored: Stored, documents: Sequence[str]) ->
         )
         run(f"DELETE FROM vec_bits_{stored.id} WHERE chunk_id = ?", ids)
         run("DELETE FROM embedding WHERE chunk_id = ?", ids)
+        run("DELETE FROM chunk_segmented WHERE chunk_id = ?", ids)
         run("DELETE FROM chunk WHERE id = ?", ids)
     return len(rows)
 
 
 def _insert(connection: Connection, stored: Stored, entries: Sequence[Entry], metadata: Sequence[Sequence[str]]) -> int:
-    """Add chunks to all four tables; how many."""
+    """Add chunks to all tables; how many."""
     chunks = [
         (entry.document, chunk, json_text)
         for entry, texts in zip(entries, metadata, strict=True)
@@ -274,13 +331,43 @@ def _insert(connection: Connection, stored: Stored, entries: Sequence[Entry], me
     run("INSERT INTO embedding VALUES (?, ?)", [(id_, row.tobytes()) for id_, row in zip(ids, rows, strict=True)])
     run(
         f"INSERT INTO vec_bits_{stored.id} (chunk_id, bits) VALUES (?, vec_bit(?))",
-        [(id_, row.tobytes()) for id_, row in zip(ids, _signs(rows), strict=True)],
+        [(id_, row.tobytes()) for id_, row in zip(ids, sign_bits(rows), strict=True)],
     )
-    run(
-        f"INSERT INTO chunk_fts_{stored.id} (rowid, title, text) VALUES (?, ?, ?)",
-        [(id_, one.title, one.text) for id_, (_, one, _) in zip(ids, chunks, strict=True)],
-    )
+    words = [(id_, segmented(one.title), segmented(one.text)) for id_, (_, one, _) in zip(ids, chunks, strict=True)]
+    apart = [row for row, (_, one, _) in zip(words, chunks, strict=True) if row[1:] != (one.title, one.text)]
+    if apart:
+        run("INSERT INTO chunk_segmented VALUES (?, ?, ?)", apart)
+    run(f"INSERT INTO chunk_fts_{stored.id} (rowid, title, text) VALUES (?, ?, ?)", words)
     return len(chunks)
+
+
+def _close_gaps(connection: Connection, stored: Stored, chunks: int) -> None:
+    """Give back some of the places that removed chunks leave in vec0, once they are many; it fills none of them itself.
+
+    The signs of the emptiest chunk of vec0 are put in anew, at the end; sqlite-vec lets go of a chunk without any.
+    """
+    table, run = f"vec_bits_{stored.id}", connection.exec_driver_sql
+    places = _BLOCK * int(run(f"SELECT count(*) FROM {table}_chunks WHERE chunk_id > 0").scalar_one())
+    if places - _BLOCK - chunks <= max(chunks // 4, _BLOCK):
+        return
+    kept = {
+        number: taken(validity)
+        for number, validity in run(f"SELECT chunk_id, validity FROM {table}_chunks WHERE chunk_id > 0")
+    }
+    emptiest = min(sorted(kept)[:-1], key=lambda number: np.count_nonzero(kept[number]))
+    ids, vectors = run(
+        f"SELECT rowids, vectors FROM {table}_chunks JOIN {table}_vector_chunks00 AS signs ON signs.rowid = chunk_id "
+        "WHERE chunk_id = ?",
+        (emptiest,),
+    ).one()
+    places_taken = np.flatnonzero(kept[emptiest])[:_MOVED]
+    moved = np.frombuffer(ids, np.int64)[places_taken].tolist()
+    octets = np.frombuffer(vectors, np.uint8).reshape(_BLOCK, -1)[places_taken]
+    run(f"DELETE FROM {table} WHERE chunk_id = ?", [(id_,) for id_ in moved])
+    run(
+        f"INSERT INTO {table} (chunk_id, bits) VALUES (?, vec_bit(?))",
+        [(id_, row.tobytes()) for id_, row in zip(moved, octets, strict=True)],
+    )
 
 
 def _count(connection: Connection, stored: Stored, *, added: int, removed: int) -> None:
@@ -305,9 +392,35 @@ def _by_signs(connection: Connection, stored: Stored, query: Vector, limit: int,
         narrowed = f"AND chunk_id IN ({passing})"
     near = connection.exec_driver_sql(
         f"SELECT chunk_id FROM vec_bits_{stored.id} WHERE bits MATCH vec_bit(?) AND k = ? {narrowed}",
-        (_signs(query[None]).tobytes(), wanted, *values),
+        (sign_bits(query[None]).tobytes(), wanted, *values),
     )
     return _scored(connection, stored, near.scalars().all(), query)
+
+
+def _exact_from_file(
+    connection: Connection, stored: Stored, query: Vector, limit: int, where: Where
+) -> tuple[Ids, Scores]:
+    """The best of all chunks, read a block at a time."""
+    condition, values = compiled(where, "metadata")
+    every = connection.exec_driver_sql(
+        f"SELECT id, vector FROM chunk CROSS JOIN embedding ON chunk_id = id WHERE collection = ? AND {condition}",
+        (stored.id, *values),
+    )
+    ids, rough = np.empty(0, np.int64), np.empty(0, np.float32)
+    for block in every.partitions(_BLOCK):
+        rows = np.frombuffer(b"".join(row[1] for row in block), np.float32).reshape(-1, stored.dimensions)
+        ids = np.concatenate([ids, np.array([row[0] for row in block], np.int64)])
+        rough = np.concatenate([rough, rows @ query])
+        keep = _not_worse(rough, limit)
+        ids, rough = ids[keep], rough[keep]
+    return _scored(connection, stored, ids.tolist(), query)
+
+
+def _not_worse(rough: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.intp]:
+    """Places of scores that may be among the best so many, for all that float32 can tell."""
+    if len(rough) <= limit:
+        return np.arange(len(rough))
+    return np.flatnonzero(rough >= np.partition(rough, -limit)[-limit] - _SLACK)
 
 
 def _scored(connection: Connection, stored: Stored, ids: Sequence[int], query: Vector) -> tuple[Ids, Scores]:

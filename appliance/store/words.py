@@ -2,10 +2,18 @@
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 MAX_TERMS: Final = 64
 """Different terms of one query; the rest is left out. Each costs a walk over the chunks that have it."""
+
+MAX_PHRASE: Final = 64
+"""Words of a phrase; the rest is left out."""
+
+MIN_PREFIX: Final = 2
+"""Letters of a prefix; a shorter one is looked up as a word. Each word that begins with it costs a walk."""
 
 _STOP_WORDS: Final = """
 a about above after again against all am an and any are aren as at be because been before being below between both but
@@ -19,30 +27,96 @@ were weren what when where which while who whom why will with won would wouldn y
 STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 """English words that say nothing about the subject; dropped from queries, kept in the index."""
 
+_LETTERS: Final = (
+    "\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46"  # Thai
+    "\u0e81-\u0eb0\u0eb2\u0eb3\u0ebd\u0ec0-\u0ec6\u0edc-\u0edf"  # Lao
+    "\u1000-\u102a\u1780-\u17b3"  # Burmese, Khmer
+    "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3"  # Hangul
+    "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u312f\u31f0-\u31ff"  # Kana, Bopomofo
+    "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd"  # Han
+)
+"""Letters of scripts that write without spaces, or whose words take endings that do: each is a token of its own."""
+
+_MARKS: Final = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u17b4-\u17d3"
+"""Vowels and tones that stand above, below or behind such letters, which FTS5 takes for spaces."""
+
+_NARROW: Final = "\uff01-\uffef"
+"""Letters in the width of Han, and Kana in the width of Latin."""
+
+_DENSE: Final = re.compile(f"[{_LETTERS}{_NARROW}]")
+_SEAM: Final = re.compile(rf"(?=[{_LETTERS}])|(?<=[{_LETTERS}])(?=\w)")
+_RUN: Final = re.compile(f"[{_LETTERS}][{_LETTERS}{_MARKS}]*")
 _TERM: Final = re.compile(r"(?:[^\W_]|[\u0300-\u036f\ue000-\uf8ff])+")
 """Letters, digits and diacritics: what FTS5's `unicode61` makes tokens of. https://sqlite.org/fts5.html#unicode61_tokenizer"""
+
+_PART: Final = re.compile(
+    rf'"(?P<phrase>[^"]*)"(?P<open>\*?)|(?P<run>{_RUN.pattern})'
+    rf"|(?P<word>(?:(?![{_LETTERS}]){_TERM.pattern[:-1]})+)(?P<star>\*(?!\w))?"
+)
+"""A quoted phrase, a run of letters without spaces, or a word; the latter may end in an asterisk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Something to look for: words that follow each other, as typed, each a token. `prefix`: the last begins one."""
+
+    tokens: tuple[str, ...]
+    prefix: bool = False
+
+
+def segmented(text: str) -> str:
+    """The text with spaces around letters of scripts that write without, so that words within it can be found.
+
+    Chinese, Japanese, Korean, Thai, Lao, Burmese and Khmer; their letters of odd width become the usual ones. The very
+    same text where there are none.
+    """
+    if text.isascii() or not _DENSE.search(text):
+        return text
+    return _SEAM.sub(" ", unicodedata.normalize("NFKC", text))
 
 
 def folded(text: str) -> str:
     """Without case and diacritics."""
     apart = unicodedata.normalize("NFD", text.casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+    return unicodedata.normalize("NFC", "".join(letter for letter in apart if not "\u0300" <= letter <= "\u036f"))
 
 
 def tokens(text: str) -> list[str]:
-    """Every term of a text in order, folded."""
-    return [folded(match[0]) for match in _TERM.finditer(text)]
+    """Every token of a text in order, folded."""
+    return [folded(match[0]) for match in _TERM.finditer(segmented(text))]
 
 
-def terms(words: str) -> list[str]:
-    """The different terms of a query, in order, as typed, without stop words unless there is nothing else."""
-    telling: dict[str, str] = {}
-    empty: dict[str, str] = {}
-    for match in _TERM.finditer(words):
-        key = match[0].casefold()
-        kept = empty if key in STOP_WORDS else telling
-        if len(kept) < MAX_TERMS:
-            kept.setdefault(key, match[0])
+def terms(words: str) -> list[Term]:
+    """The different terms of a query, in order, without stop words unless there is nothing else.
+
+    Words in double quotes are one term. So are two neighbours in a script that writes without spaces, as nobody has
+    told its words apart. An asterisk behind a word or quote makes it a beginning. Any text is a query.
+    """
+    if not words.isascii() and _DENSE.search(words):
+        words = unicodedata.normalize("NFKC", words)
+    telling: dict[tuple[tuple[str, ...], bool], Term] = {}
+    empty: dict[tuple[tuple[str, ...], bool], Term] = {}
+    for match in _PART.finditer(words):
+        for term in _terms(match):
+            key = tuple(token.casefold() for token in term.tokens), term.prefix
+            stop = match["word"] and not term.prefix and key[0][0] in STOP_WORDS
+            kept = empty if stop else telling
+            if len(kept) < MAX_TERMS:
+                kept.setdefault(key, term)
         if len(telling) == MAX_TERMS:
             break
     return list((telling or empty).values())
+
+
+def _terms(match: re.Match[str]) -> list[Term]:
+    if match["phrase"] is not None:
+        phrase = tuple(_TERM.findall(segmented(match["phrase"])))[:MAX_PHRASE]
+        return [_open(Term(phrase), match["open"])] if phrase else []
+    if match["run"]:
+        letters = _TERM.findall(segmented(match["run"]))
+        return [Term(pair) for pair in pairwise(letters)] or [Term(tuple(letters))]
+    return [_open(Term((match["word"],)), match["star"])]
+
+
+def _open(term: Term, star: str | None) -> Term:
+    return Term(term.tokens, prefix=True) if star and len(term.tokens[-1]) >= MIN_PREFIX else term

@@ -432,5 +432,6 @@ def test_hot_queries_go_by_an_index(database: Database) -> None:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             for step in plan:
                 text = str(step[-1])
-                scans = text.startswith("SCAN") and "VIRTUAL TABLE" not in text and "sqlite_sequence" not in text
+                few = ("VIRTUAL TABLE", "sqlite_sequence", "(subquery")
+                scans = text.startswith("SCAN") and not any(each in text for each in few)
                 assert not scans, (statement, text)

@@ -1,0 +1,172 @@
+"""The best chunks by words, out of very many, without scoring all that have one of them.
+
+FTS5 counts a chunk's BM25 in about a microsecond, and a common word is in a tenth of all chunks. So where there are
+many, the rare words of a query lead: a chunk has to have one of them to be scored, and is then scored by all. Only when
+those are fewer than asked for, common words lead, all of them together first.
+"""
+
+# ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from threading import Lock
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from appliance.store.base import Value
+from appliance.store.mirror import Ids, Stored
+from appliance.store.passing import Filter
+from appliance.store.words import Term, folded
+
+SCORED: Final = 20_000
+"""Chunks that are scored for one query, about, before there is a choice of which."""
+
+_COUNTED: Final = 5 * SCORED
+"""Chunks with a word that are counted; more are as many."""
+
+_KEPT: Final = 4096
+"""Words whose counts are remembered for a collection."""
+
+_LIST: Final = """
+ability ables ably alism alities ally als ances ants ated ates ating ational ations ators edly eds
+ements ences ents ers fully fulness ibility ibles ibly ically icate icative icity ied ies iness ings
+ingly ionally ions ious isms ists iveness ivity ization izations izers izing ments nesses ors ousness ously
+"""
+_ENDINGS: Final = tuple(_LIST.split())
+"""What porter takes off words, at its longest."""
+
+_MAX_ENDING: Final = 7
+_SHORTEST: Final = 3
+
+
+Scored: TypeAlias = tuple[Ids, npt.NDArray[np.float64]]
+
+
+def expression(term: Term) -> str:
+    """A term in FTS5's query language, with any operator in it taken for a word."""
+    phrase = f'"{" ".join(term.tokens)}"'
+    if not term.prefix:
+        return phrase
+    first, last = term.tokens[:-1], term.tokens[-1]
+    shorter = [f'"{" ".join((*first, stem))}"' for stem in _stems(last)]
+    return f"({' OR '.join([f'{phrase} *', *shorter])})"
+
+
+def _stems(beginning: str) -> Iterator[str]:
+    """Stems, shorter than the beginning of a word, of words that begin so: it reaches into their endings."""
+    word = folded(beginning)
+    if not (word.isascii() and word.isalpha()):
+        return
+    for cut in range(max(_SHORTEST, len(word) - _MAX_ENDING), len(word)):
+        if any(ending.startswith(word[cut:]) for ending in _ENDINGS):
+            yield word[:cut]
+
+
+class Frequencies:
+    """How many chunks have a word, about: what leads is chosen by it, no score is counted with it. Any thread.
+
+    A count is made again once the collection has changed by more than an eighth of it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, dict[str, tuple[int, int]]] = {}
+        self._lock = Lock()
+
+    def of(self, connection: Connection, stored: Stored, expressions: Sequence[str]) -> Mapping[str, int]:
+        """The number of chunks for each expression; a great one stands for any greater."""
+        changes = stored.added + stored.removed
+        with self._lock:
+            known = dict(self._counts.get(stored.id, {}))
+        counts: dict[str, tuple[int, int]] = {}
+        for each in expressions:
+            count, then = known.get(each, (0, -_COUNTED))
+            if abs(changes - then) > max(count // 8, 64):
+                counts[each] = _counted(connection, stored, each), changes
+            else:
+                counts[each] = count, then
+        with self._lock:
+            kept = self._counts.setdefault(stored.id, {})
+            if len(kept) + len(counts) > _KEPT:
+                kept.clear()
+            kept.update(counts)
+        return {each: count for each, (count, _) in counts.items()}
+
+    def forget(self, collection: int) -> None:
+        """Let go of a collection."""
+        with self._lock:
+            self._counts.pop(collection, None)
+
+
+def _counted(connection: Connection, stored: Stored, wanted: str) -> int:
+    index = f"chunk_fts_{stored.id}"
+    some = connection.exec_driver_sql(
+        f"SELECT count(*) FROM (SELECT 1 FROM {index} WHERE {index} MATCH ? LIMIT ?)", (wanted, _COUNTED)
+    )
+    return int(some.scalar_one())
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The words of a collection, as a transaction sees them.
+
+    Attributes:
+        weights: what a word counts in title and text.
+        where: the condition that chunks pass, if any.
+        passing: ids of those that pass, if that is known; some may be there no longer.
+    """
+
+    connection: Connection
+    stored: Stored
+    weights: tuple[float, float]
+    where: Filter | None = None
+    passing: Ids | None = None
+
+    def best(self, wanted: Sequence[str], *, limit: int, frequencies: Frequencies) -> Scored:
+        """Ids and scores of the best chunks that have any of the expressions, in no order; as many as asked for where
+        there are so many.
+
+        The score is BM25. Where some words lead, it is the mean of that and of the BM25 of those words alone: others
+        count half.
+        """
+        every = " OR ".join(wanted)
+        if self.stored.chunks <= SCORED:
+            return self._ranked(every, limit)
+        counts = frequencies.of(self.connection, self.stored, wanted)
+        order = sorted(wanted, key=lambda each: counts[each])
+        sums = list(accumulate(counts[each] for each in order))
+        if sums[-1] <= SCORED:
+            return self._ranked(every, limit)
+        cut = sum(total <= SCORED for total in sums)
+        rare, common = order[:cut], order[cut:]
+        leads = [*([" OR ".join(rare)] if rare else []), " AND ".join(common), common[0]]
+        found: dict[int, float] = {}
+        for lead in dict.fromkeys(leads):
+            ids, scores = self._ranked(f"({lead}) AND ({every})", limit, most=SCORED)
+            found = dict(zip(ids.tolist(), (scores / 2).tolist(), strict=True)) | found
+            if len(found) >= limit:
+                return np.array(list(found), np.int64), np.array(list(found.values()), np.float64)
+        return self._ranked(every, limit)
+
+    def _ranked(self, wanted: str, limit: int, *, most: int = -1) -> Scored:
+        """The best by BM25 of the newest `most` chunks that match and pass."""
+        index = f"chunk_fts_{self.stored.id}"
+        source, condition = index, "TRUE"
+        values: tuple[Value, ...] = ()
+        if self.passing is not None and len(self.passing) <= SCORED:
+            condition = f"+{index}.rowid IN (SELECT value FROM json_each(?))"
+            values = (json.dumps(self.passing.tolist()),)
+        elif self.where is not None:
+            source = f"{index} CROSS JOIN chunk ON chunk.id = {index}.rowid"
+            condition, values = self.where
+        rows = self.connection.exec_driver_sql(
+            f"SELECT id, score FROM (SELECT {index}.rowid AS id, -bm25({index}, ?, ?) AS score FROM {source} "
+            f"WHERE {index} MATCH ? AND {condition} {f'ORDER BY {index}.rowid DESC' if most > 0 else ''} LIMIT ?) "
+            "ORDER BY score DESC LIMIT ?",
+            (*self.weights, wanted, *values, most, limit),
+        ).all()
+        return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)

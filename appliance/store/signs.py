@@ -1,0 +1,356 @@
+"""The signs of a collection's vectors in memory: the likeliest of a million chunks in a few milliseconds.
+
+A vector's signs take one bit a dimension. They are read from the tables that sqlite-vec keeps for `vec_bits_<n>`, and
+searched in two steps; what is left is the caller's to score exactly:
+
+1. by how many signs differ from the query's, 64 dimensions at a time;
+2. the best of those by the product of query and signs, which weighs a dimension by what the query has there.
+"""
+
+# ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from appliance.store.base import Vector
+from appliance.store.mirror import Ids, Stored
+from appliance.store.passing import Filter
+
+Bits: TypeAlias = npt.NDArray[np.uint64]
+"""(words, rows): the words of a row stand below each other, so that a comparison walks along memory."""
+
+Rows: TypeAlias = npt.NDArray[np.int32]
+Live: TypeAlias = npt.NDArray[np.bool_]
+_BLOCK: Final = 65_536
+"""Rows compared at a time: few enough for the steps in between to stay in a core's cache."""
+
+_GROUP: Final = 3
+"""Words whose counts are added in bytes: 3 times 64 is less than 256."""
+
+_WIDENING: Final = 8
+"""Rows taken by differing signs for each that is wanted in the end."""
+
+_FEW: Final = 8
+"""When less than one row in so many passes a condition, only those that pass are compared."""
+
+_MASKS: Final = 32
+"""Conditions that are remembered for a collection, at most."""
+
+
+class _Part(NamedTuple):
+    """A chunk of vec0: which of its places are taken, and by which rows of ours."""
+
+    validity: bytes
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What is in memory of a collection, as the latest transaction saw it.
+
+    The first `size` rows are written; they are never written again, and new ones follow. Ids ascend. `live` says which
+    rows the transaction sees; it is copied when one of them is removed. `rows` are those of conditions' ids.
+    """
+
+    added: int
+    removed: int
+    size: int
+    ids: Ids
+    bits: Bits
+    live: Live
+    parts: Mapping[int, _Part]
+    rows: OrderedDict[Filter, tuple[Ids, Rows]] = field(default_factory=OrderedDict)
+
+    @property
+    def last(self) -> int:
+        """The highest id; 0 if there is none."""
+        return int(self.ids[self.size - 1]) if self.size else 0
+
+    @property
+    def nbytes(self) -> int:
+        parts = sum(part.rows.nbytes + len(part.validity) for part in self.parts.values())
+        return self.ids.nbytes + self.bits.nbytes + self.live.nbytes + parts
+
+
+class View(NamedTuple):
+    """A collection as one transaction sees it: rows by `ids`, those that are `live`. Not to be written to."""
+
+    held: _Held
+    ids: Ids
+    bits: Bits
+    live: Live
+
+
+class SignMirror:
+    """Signs by collection, the least recently used let go when `budget` bytes are passed. Any thread.
+
+    The caller's transaction says what is true: what a view shows is exactly what that transaction sees.
+    """
+
+    def __init__(self, *, budget: int) -> None:
+        self._budget = budget
+        self._held: OrderedDict[int, _Held] = OrderedDict()  # in the order of last use
+        self._lock = Lock()
+
+    def fits(self, stored: Stored) -> bool:
+        """Whether the collection may be held at all."""
+        return stored.chunks * (8 * _words(stored.dimensions) + 13) <= self._budget
+
+    def view(self, connection: Connection, stored: Stored) -> View | None:
+        """What the transaction sees; None if it began too long before what was seen since to be made of that.
+
+        Reads all signs the first time, and later what has changed.
+        """
+        with self._lock:
+            held = self._held.get(stored.id) or _nothing(stored.dimensions)
+            view = _brought_up(connection, stored, held)
+            if view is not None:
+                self._held[stored.id] = _compacted(view.held)
+                self._held.move_to_end(stored.id)
+                self._let_go()
+            return view
+
+    def rows(self, view: View, where: Filter, ids: Ids) -> Rows:
+        """The rows of ids, ascending, that are seen: those that pass a condition. Remembered while ids are the same."""
+        with self._lock:
+            known = view.held.rows.get(where)
+        if known is None or known[0] is not ids:
+            there = ids[np.isin(ids, view.ids, assume_unique=True)]
+            known = (ids, _rows(view.ids, there))
+            with self._lock:
+                kept = view.held.rows
+                kept[where] = known
+                kept.move_to_end(where)
+                while len(kept) > _MASKS or sum(rows.nbytes for _, rows in kept.values()) > self._budget // 8:
+                    kept.popitem(last=False)
+        _, rows = known
+        return rows[view.live[rows]]
+
+    def forget(self, collection: int) -> None:
+        """Let go of a collection."""
+        with self._lock:
+            self._held.pop(collection, None)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._held.clear()
+
+    def _let_go(self) -> None:
+        total = sum(held.nbytes for held in self._held.values())
+        while total > self._budget and len(self._held) > 1:
+            total -= self._held.popitem(last=False)[1].nbytes
+
+
+def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = None) -> Ids:
+    """Ids of about `wanted` chunks that are likely the nearest, of all or of the rows given; all of them if no more."""
+    among, bits, ids = view.live, view.bits, view.ids
+    if rows is not None and len(rows) * _FEW < len(ids):
+        among, bits, ids = view.live[rows], bits[:, rows], ids[rows]
+    elif rows is not None:
+        among = np.zeros(len(ids), np.bool_)
+        among[rows] = True
+    near = _fewest_differing(bits, query, wanted * _WIDENING, among)
+    if len(near) > wanted:
+        octets = np.ascontiguousarray(bits[:, near].T).view(np.uint8)
+        signs = np.unpackbits(octets, axis=1, count=len(query), bitorder="little").astype(np.float32)
+        near = near[np.argpartition(signs @ -query, wanted)[:wanted]]
+    found: Ids = ids[near]
+    return found
+
+
+def sign_bits(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """One bit a dimension, zeros up to a whole byte; uint8 (n, bytes)."""
+    return np.packbits(rows > 0, axis=1, bitorder="little")
+
+
+def _fewest_differing(bits: Bits, query: Vector, wanted: int, among: Live) -> npt.NDArray[np.intp]:
+    """Places of at least `wanted` columns, or all there are, whose signs differ least from the query's.
+
+    Of equally many differing signs all are taken, or none; so there are a few more than wanted.
+    """
+    size = bits.shape[1]
+    if np.count_nonzero(among) <= wanted:
+        return np.flatnonzero(among)
+    differing = _differing(bits, query)
+    step = max(size // _BLOCK, 1)
+    some = differing[::step][among[::step]]
+    counted = np.cumsum(np.bincount(some, minlength=64 * len(bits) + 1)) * step
+    bound = int(np.searchsorted(counted, wanted))
+    while True:
+        near = np.flatnonzero(differing <= bound)
+        near = near[among[near]]
+        if len(near) >= wanted or bound >= 64 * len(bits):
+            break
+        bound += max(bound // 64, 1)
+    if len(near) > 2 * wanted:  # the sample misled: few distances, or few that pass
+        found = differing[near]
+        near = near[found <= np.partition(found, wanted - 1)[wanted - 1]]
+    return near
+
+
+def _differing(bits: Bits, query: Vector) -> npt.NDArray[np.uint16]:
+    """How many signs differ from the query's, (columns,)."""
+    size = bits.shape[1]
+    asked = _columns(sign_bits(query[None]), len(bits))[:, 0]
+    result = np.empty(size, np.uint16)
+    differ = np.empty(min(_BLOCK, size), np.uint64)
+    count, total = np.empty((2, len(differ)), np.uint8)
+    for start in range(0, size, _BLOCK):
+        into = result[start : start + _BLOCK]
+        block = bits[:, start : start + _BLOCK]
+        x, one, some = differ[: len(into)], count[: len(into)], total[: len(into)]
+        for group in range(0, len(bits), _GROUP):
+            for word in range(group, min(group + _GROUP, len(bits))):
+                np.bitwise_xor(block[word], asked[word], out=x)
+                np.bitwise_count(x, out=some if word == group else one)
+                if word > group:
+                    np.add(some, one, out=some)
+            if group:
+                np.add(into, some, out=into)
+            else:
+                into[:] = some
+    return result
+
+
+def _columns(octets: npt.NDArray[np.uint8], words: int) -> Bits:
+    """Rows of bytes (n, bytes) as columns of words (words, n)."""
+    whole = np.zeros((len(octets), 8 * words), np.uint8)
+    whole[:, : octets.shape[1]] = octets
+    return whole.view(np.uint64).T
+
+
+def _rows(ids: Ids, some: Ids) -> Rows:
+    """Where these ids stand, all of which do."""
+    rows: Rows = np.searchsorted(ids, some).astype(np.int32)
+    return rows
+
+
+def _words(dimensions: int) -> int:
+    return -(-dimensions // 64)
+
+
+def _nothing(dimensions: int) -> _Held:
+    bits = np.empty((_words(dimensions), 0), np.uint64)
+    return _Held(0, 0, 0, np.empty(0, np.int64), bits, np.empty(0, np.bool_), {})
+
+
+def _brought_up(connection: Connection, stored: Stored, held: _Held) -> View | None:
+    """What the transaction sees, made from what is held; `held` of the view is what to hold from now on."""
+    if (held.added, held.removed) == (stored.added, stored.removed):
+        return _seen(held, held.live)
+    newer = held.added <= stored.added and held.removed <= stored.removed
+    grown = newer and held.removed == stored.removed
+    ask = f"SELECT chunk_id, validity FROM vec_bits_{stored.id}_chunks WHERE chunk_id >= ?"
+    there = dict(map(tuple, connection.exec_driver_sql(ask, (max(held.parts, default=0) if grown else 0,))))
+    changed = _changed(held.parts, there, newer=newer)
+    ids = _ids(connection, stored, {number: there[number] for number in changed})
+    every = np.concatenate([np.empty(0, np.int64), *ids.values()])
+    new = np.setdiff1d(every, held.ids[: held.size], assume_unique=True)
+    new.sort()
+    if len(new):
+        if not newer or new[0] <= held.last:
+            return None
+        held = _grown(held, new)
+        for number, some in ids.items():
+            if len(some) and some.max() >= new[0]:
+                octets = _octets(connection, stored, number, there[number])
+                late = some >= new[0]
+                places = np.searchsorted(held.ids[: held.size], some[late])
+                held.bits[:, places] = _columns(octets[late], len(held.bits))
+    rows = {number: _rows(held.ids[: held.size], some) for number, some in ids.items()}
+    live = held.live if grown else held.live.copy()
+    if not grown:
+        for number in {*changed, *(held.parts.keys() - there.keys())} & held.parts.keys():
+            live[held.parts[number].rows] = False
+    for some in rows.values():
+        live[some] = True
+    if not newer:
+        return _seen(held, live)
+    parts = {number: part for number, part in held.parts.items() if grown or number in there}
+    parts |= {number: _Part(there[number], some) for number, some in rows.items()}
+    held = replace(held, added=stored.added, removed=stored.removed, live=live, parts=parts)
+    return _seen(held, live)
+
+
+def _changed(parts: Mapping[int, _Part], there: Mapping[int, bytes], *, newer: bool) -> list[int]:
+    """Chunks of vec0 that may hold other rows than before.
+
+    Only the last chunk is written to; before it, places are only left. Unless chunks behind it are emptied, and so are
+    no more: then it is the last again, and a place in it may have been taken by another row.
+    """
+    earlier, later = (parts.keys(), there.keys()) if newer else (there.keys(), parts.keys())
+    last = max(earlier, default=0)
+    if last not in later:
+        return list(there)
+    return [
+        number
+        for number, validity in there.items()
+        if number >= last or number not in parts or parts[number].validity != validity
+    ]
+
+
+def _ids(connection: Connection, stored: Stored, there: Mapping[int, bytes]) -> dict[int, Ids]:
+    """The ids in these chunks of vec0, in the order of their places."""
+    rows = connection.exec_driver_sql(
+        f"SELECT chunk_id, rowids FROM vec_bits_{stored.id}_chunks WHERE chunk_id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(there)),),
+    )
+    return {number: np.frombuffer(ids, np.int64)[taken(there[number])] for number, ids in rows}
+
+
+def taken(validity: bytes) -> Live:
+    """Which places of a chunk of vec0 are taken."""
+    places: Live = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little").view(np.bool_)
+    return places
+
+
+def _grown(held: _Held, new: Ids) -> _Held:
+    """Room for the new ids behind what is held, and the ids in it."""
+    size, room = held.size + len(new), len(held.ids)
+    ids, bits, live = held.ids, held.bits, held.live
+    if size > room:
+        room = max(size, room * 5 // 4)
+        ids, bits, live = np.empty(room, np.int64), np.empty((len(bits), room), np.uint64), np.zeros(room, np.bool_)
+        ids[: held.size] = held.ids[: held.size]
+        bits[:, : held.size] = held.bits[:, : held.size]
+        live[: held.size] = held.live[: held.size]
+    ids[held.size : size] = new
+    return replace(held, size=size, ids=ids, bits=bits, live=live)
+
+
+def _octets(connection: Connection, stored: Stored, number: int, validity: bytes) -> npt.NDArray[np.uint8]:
+    """The signs in a chunk of vec0, a row for each place that is taken."""
+    ask = f"SELECT vectors FROM vec_bits_{stored.id}_vector_chunks00 WHERE rowid = ?"
+    (vectors,) = connection.exec_driver_sql(ask, (number,)).one()
+    return np.frombuffer(vectors, np.uint8).reshape(-1, -(-stored.dimensions // 8))[taken(validity)]
+
+
+def _compacted(held: _Held) -> _Held:
+    """Without rows that nobody sees, once there are many of them."""
+    live = held.live[: held.size]
+    left = int(np.count_nonzero(live))
+    if held.size - left < max(left // 4, _BLOCK):
+        return held
+    places = (np.cumsum(live) - 1).astype(np.int32)
+    return replace(
+        held,
+        size=left,
+        ids=held.ids[: held.size][live],
+        bits=held.bits[:, : held.size][:, live],
+        live=np.ones(left, np.bool_),
+        parts={number: _Part(part.validity, places[part.rows]) for number, part in held.parts.items()},
+        rows=OrderedDict(),
+    )
+
+
+def _seen(held: _Held, live: Live) -> View:
+    return View(held, held.ids[: held.size], held.bits[:, : held.size], live[: held.size])
