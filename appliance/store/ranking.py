@@ -1,8 +1,8 @@
 """The best chunks by words, out of very many, without scoring all that have one of them.
 
-FTS5 counts a chunk's BM25 in about a microsecond, and a common word is in a tenth of all chunks. So where there are
-many, the rare words of a query lead: a chunk has to have one of them to be scored, and is then scored by all. Only when
-those are fewer than asked for, common words lead, all of them together first.
+FTS5 takes some microseconds to count a chunk's BM25, and a common word is in a tenth of all chunks. So where there are
+many, the rare words of a query lead: only a chunk that has one of them is scored, by all words. When those are fewer
+than asked for, the common words lead, all of them together first.
 """
 
 # ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
@@ -23,10 +23,13 @@ from appliance.store.mirror import Ids, Stored
 from appliance.store.passing import Filter
 from appliance.store.words import Term, folded
 
-SCORED: Final = 20_000
-"""Chunks that are scored for one query, about, before there is a choice of which."""
+_LISTED: Final = 20_000
+"""Chunks that pass a condition which are named to FTS5; where more do, it looks at what each has."""
 
-_COUNTED: Final = 5 * SCORED
+SCORED: Final = 3_000
+"""Chunks that are scored in a step, at most, where there is a choice of which."""
+
+_COUNTED: Final = 100_000
 """Chunks with a word that are counted; more are as many."""
 
 _KEPT: Final = 4096
@@ -130,8 +133,7 @@ class Index:
         """Ids and scores of the best chunks that have any of the expressions, in no order; as many as asked for where
         there are so many.
 
-        The score is BM25. Where some words lead, it is the mean of that and of the BM25 of those words alone: others
-        count half.
+        The score is BM25 whatever leads.
         """
         every = " OR ".join(wanted)
         if self.stored.chunks <= SCORED:
@@ -139,15 +141,17 @@ class Index:
         counts = frequencies.of(self.connection, self.stored, wanted)
         order = sorted(wanted, key=lambda each: counts[each])
         sums = list(accumulate(counts[each] for each in order))
-        if sums[-1] <= SCORED:
+        if sums[-1] <= 2 * SCORED:
             return self._ranked(every, limit)
         cut = sum(total <= SCORED for total in sums)
         rare, common = order[:cut], order[cut:]
-        leads = [*([" OR ".join(rare)] if rare else []), " AND ".join(common), common[0]]
+        steps = [_led(rare, common)] if rare else []
+        steps += [[" AND ".join(common)], _led(common[:1], common[1:])]
         found: dict[int, float] = {}
-        for lead in dict.fromkeys(leads):
-            ids, scores = self._ranked(f"({lead}) AND ({every})", limit, most=SCORED)
-            found = dict(zip(ids.tolist(), (scores / 2).tolist(), strict=True)) | found
+        for step in steps:
+            for asked in step:
+                ids, scores = self._ranked(asked, limit, most=SCORED)
+                found = dict(zip(ids.tolist(), scores.tolist(), strict=True)) | found
             if len(found) >= limit:
                 return np.array(list(found), np.int64), np.array(list(found.values()), np.float64)
         return self._ranked(every, limit)
@@ -157,7 +161,7 @@ class Index:
         index = f"chunk_fts_{self.stored.id}"
         source, condition = index, "TRUE"
         values: tuple[Value, ...] = ()
-        if self.passing is not None and len(self.passing) <= SCORED:
+        if self.passing is not None and len(self.passing) <= _LISTED:
             condition = f"+{index}.rowid IN (SELECT value FROM json_each(?))"
             values = (json.dumps(self.passing.tolist()),)
         elif self.where is not None:
@@ -170,3 +174,13 @@ class Index:
             (*self.weights, wanted, *values, most, limit),
         ).all()
         return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)
+
+
+def _led(leading: Sequence[str], others: Sequence[str]) -> list[str]:
+    """What asks for the chunks that have one of the leading words: scored by all words, then those that have no other.
+
+    The second asks for chunks of the first as well, with less than their score. FTS5 knows no word that need not be
+    there and yet counts; a word that is asked for twice counts twice.
+    """
+    lead = " OR ".join(leading)
+    return [f"({lead}) AND ({' OR '.join(others)})", lead] if others else [lead]

@@ -12,6 +12,7 @@ searched in two steps; what is left is the caller's to score exactly:
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Final, NamedTuple, TypeAlias
@@ -113,9 +114,10 @@ class SignMirror:
             held = self._held.get(stored.id) or _nothing(stored.dimensions)
             view = _brought_up(connection, stored, held)
             if view is not None:
-                self._held[stored.id] = _compacted(view.held)
+                if view.held is not held:
+                    self._held[stored.id] = _compacted(view.held)
+                    self._let_go()
                 self._held.move_to_end(stored.id)
-                self._let_go()
             return view
 
     def rows(self, view: View, where: Filter, ids: Ids) -> Rows:
@@ -150,15 +152,18 @@ class SignMirror:
             total -= self._held.popitem(last=False)[1].nbytes
 
 
-def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = None) -> Ids:
-    """Ids of about `wanted` chunks that are likely the nearest, of all or of the rows given; all of them if no more."""
+def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = None, aid: Executor | None = None) -> Ids:
+    """Ids of `wanted` chunks that are likely the nearest, of all or of the rows given; all of them if no more.
+
+    A thread of `aid` helps with many rows.
+    """
     among, bits, ids = view.live, view.bits, view.ids
     if rows is not None and len(rows) * _FEW < len(ids):
         among, bits, ids = view.live[rows], bits[:, rows], ids[rows]
     elif rows is not None:
         among = np.zeros(len(ids), np.bool_)
         among[rows] = True
-    near = _fewest_differing(bits, query, wanted * _WIDENING, among)
+    near = _fewest_differing(bits, query, wanted=wanted * _WIDENING, among=among, aid=aid)
     if len(near) > wanted:
         octets = np.ascontiguousarray(bits[:, near].T).view(np.uint8)
         signs = np.unpackbits(octets, axis=1, count=len(query), bitorder="little").astype(np.float32)
@@ -172,7 +177,9 @@ def sign_bits(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.packbits(rows > 0, axis=1, bitorder="little")
 
 
-def _fewest_differing(bits: Bits, query: Vector, wanted: int, among: Live) -> npt.NDArray[np.intp]:
+def _fewest_differing(
+    bits: Bits, query: Vector, *, wanted: int, among: Live, aid: Executor | None = None
+) -> npt.NDArray[np.intp]:
     """Places of at least `wanted` columns, or all there are, whose signs differ least from the query's.
 
     Of equally many differing signs all are taken, or none; so there are a few more than wanted.
@@ -180,7 +187,7 @@ def _fewest_differing(bits: Bits, query: Vector, wanted: int, among: Live) -> np
     size = bits.shape[1]
     if np.count_nonzero(among) <= wanted:
         return np.flatnonzero(among)
-    differing = _differing(bits, query)
+    differing = _differing(bits, query, aid)
     step = max(size // _BLOCK, 1)
     some = differing[::step][among[::step]]
     counted = np.cumsum(np.bincount(some, minlength=64 * len(bits) + 1)) * step
@@ -197,27 +204,34 @@ def _fewest_differing(bits: Bits, query: Vector, wanted: int, among: Live) -> np
     return near
 
 
-def _differing(bits: Bits, query: Vector) -> npt.NDArray[np.uint16]:
-    """How many signs differ from the query's, (columns,)."""
+def _differing(bits: Bits, query: Vector, aid: Executor | None) -> npt.NDArray[np.uint16]:
+    """How many signs differ from the query's, (columns,). A thread of `aid` takes blocks, too."""
     size = bits.shape[1]
     asked = _columns(sign_bits(query[None]), len(bits))[:, 0]
     result = np.empty(size, np.uint16)
-    differ = np.empty(min(_BLOCK, size), np.uint64)
-    count, total = np.empty((2, len(differ)), np.uint8)
-    for start in range(0, size, _BLOCK):
-        into = result[start : start + _BLOCK]
-        block = bits[:, start : start + _BLOCK]
-        x, one, some = differ[: len(into)], count[: len(into)], total[: len(into)]
-        for group in range(0, len(bits), _GROUP):
-            for word in range(group, min(group + _GROUP, len(bits))):
-                np.bitwise_xor(block[word], asked[word], out=x)
-                np.bitwise_count(x, out=some if word == group else one)
-                if word > group:
-                    np.add(some, one, out=some)
-            if group:
-                np.add(into, some, out=into)
-            else:
-                into[:] = some
+    starts = iter(range(0, size, _BLOCK))
+
+    def work() -> None:
+        differ = np.empty(min(_BLOCK, size), np.uint64)
+        count, total = np.empty((2, len(differ)), np.uint8)
+        for start in starts:
+            block, into = bits[:, start : start + _BLOCK], result[start : start + _BLOCK]
+            x, one, some = differ[: len(into)], count[: len(into)], total[: len(into)]
+            for group in range(0, len(bits), _GROUP):
+                for word in range(group, min(group + _GROUP, len(bits))):
+                    np.bitwise_xor(block[word], asked[word], out=x)
+                    np.bitwise_count(x, out=some if word == group else one)
+                    if word > group:
+                        np.add(some, one, out=some)
+                if group:
+                    np.add(into, some, out=into)
+                else:
+                    into[:] = some
+
+    other = aid.submit(work) if aid is not None and size > 2 * _BLOCK else None
+    work()
+    if other is not None and not other.cancel():
+        other.result()
     return result
 
 
@@ -264,15 +278,14 @@ def _brought_up(connection: Connection, stored: Stored, held: _Held) -> View | N
             if len(some) and some.max() >= new[0]:
                 octets = _octets(connection, stored, number, there[number])
                 late = some >= new[0]
-                places = np.searchsorted(held.ids[: held.size], some[late])
-                held.bits[:, places] = _columns(octets[late], len(held.bits))
+                held.bits[:, _rows(held.ids[: held.size], some[late])] = _columns(octets[late], len(held.bits))
     rows = {number: _rows(held.ids[: held.size], some) for number, some in ids.items()}
     live = held.live if grown else held.live.copy()
     if not grown:
         for number in {*changed, *(held.parts.keys() - there.keys())} & held.parts.keys():
             live[held.parts[number].rows] = False
-    for some in rows.values():
-        live[some] = True
+    for places in rows.values():
+        live[places] = True
     if not newer:
         return _seen(held, live)
     parts = {number: part for number, part in held.parts.items() if grown or number in there}

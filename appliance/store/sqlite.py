@@ -15,6 +15,7 @@ behind a NUL character like any other; only SQL's own `length()` stops there, an
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -86,6 +87,7 @@ class SqliteStore:
         self._mirror = Mirror(budget=mirror_bytes)
         self._candidates = candidates
         self._signs = SignMirror(budget=sign_bytes)
+        self._aid = ThreadPoolExecutor(1, "appliance-search")
         self._passing = Passing(budget=sign_bytes // 4)
         self._weights = float(title_weight), float(text_weight)
         self._frequencies = Frequencies()
@@ -228,6 +230,7 @@ class SqliteStore:
         self._mirror.clear()
         self._signs.clear()
         self._passing.clear()
+        self._aid.shutdown()
 
     def _nearest(
         self, connection: Connection, stored: Stored, query: Vector, *, limit: int, where: Where, exact: bool
@@ -244,8 +247,8 @@ class SqliteStore:
         if where:
             condition = compiled(where, "metadata")
             rows = self._signs.rows(view, condition, self._passing.ids(connection, stored, condition))
-        near = likeliest(view, query, wanted=max(self._candidates, 4 * limit), rows=rows)
-        return _scored(connection, stored, np.sort(near).tolist(), query)
+        near = likeliest(view, query, wanted=max(self._candidates, 4 * limit), rows=rows, aid=self._aid)
+        return _scored(connection, stored, np.sort(near).tolist(), query, limit=limit)
 
     def _exact(
         self, connection: Connection, stored: Stored, query: Vector, limit: int, where: Where
@@ -388,13 +391,13 @@ def _by_signs(connection: Connection, stored: Stored, query: Vector, limit: int,
         passing = f"SELECT id FROM chunk WHERE collection = {stored.id} AND {condition}"
         few = connection.exec_driver_sql(f"{passing} LIMIT ?", (*values, wanted + 1)).scalars().all()
         if len(few) <= wanted:
-            return _scored(connection, stored, few, query)
+            return _scored(connection, stored, few, query, limit=limit)
         narrowed = f"AND chunk_id IN ({passing})"
     near = connection.exec_driver_sql(
         f"SELECT chunk_id FROM vec_bits_{stored.id} WHERE bits MATCH vec_bit(?) AND k = ? {narrowed}",
         (sign_bits(query[None]).tobytes(), wanted, *values),
     )
-    return _scored(connection, stored, near.scalars().all(), query)
+    return _scored(connection, stored, near.scalars().all(), query, limit=limit)
 
 
 def _exact_from_file(
@@ -413,7 +416,7 @@ def _exact_from_file(
         rough = np.concatenate([rough, rows @ query])
         keep = _not_worse(rough, limit)
         ids, rough = ids[keep], rough[keep]
-    return _scored(connection, stored, ids.tolist(), query)
+    return _scored(connection, stored, ids.tolist(), query, limit=limit)
 
 
 def _not_worse(rough: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.intp]:
@@ -423,12 +426,16 @@ def _not_worse(rough: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.int
     return np.flatnonzero(rough >= np.partition(rough, -limit)[-limit] - _SLACK)
 
 
-def _scored(connection: Connection, stored: Stored, ids: Sequence[int], query: Vector) -> tuple[Ids, Scores]:
+def _scored(
+    connection: Connection, stored: Stored, ids: Sequence[int], query: Vector, *, limit: int
+) -> tuple[Ids, Scores]:
+    """The best of these chunks, and those that float32 cannot tell from them, by their stored vectors."""
     rows = connection.exec_driver_sql(
         "SELECT chunk_id, vector FROM embedding WHERE chunk_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
     ).all()
     vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, stored.dimensions)
-    return np.array([row[0] for row in rows], np.int64), cosines(vectors, query)
+    best = _not_worse(vectors @ query, limit)
+    return np.array([rows[place][0] for place in best], np.int64), cosines(vectors[best], query)
 
 
 def _matches(connection: Connection, ids: Ids, scores: Scores, limit: int) -> list[Match]:
