@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -13,6 +14,7 @@ from alembic.script import ScriptDirectory
 
 from appliance.database import Database
 from appliance.errors import SchemaMismatch, StoreUnavailable
+from appliance.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]
 MIGRATIONS = ROOT / "migrations"
@@ -46,6 +48,38 @@ def later(tmp_path: Path, *, then: str = "SELECT 1") -> Path:
     shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "versions" / "0099_later.py").write_text(LATER.format(then=then, head=HEAD))
     return folder
+
+
+def first_release(tmp_path: Path) -> Path:
+    """The migrations as the first version shipped them."""
+    folder = tmp_path / "first"
+    shutil.copytree(MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__", "000[2-9]_*", "00[1-9]*"))
+    return folder
+
+
+TEXTS = ("plain words", "東京都の人口", "서울에서", "ภาษาไทย", "mixed 東京 text")
+
+
+def fill_first_release(database: Database) -> None:
+    """Two collections as the first version's store left them, 1,200 chunks in each."""
+    with database.write() as connection:
+        run = connection.exec_driver_sql
+        for number in (1, 2):
+            run("INSERT INTO store_collection VALUES (?, ?, 8, 1200, 1200, 0)", (number, f"c{number}"))
+            run(f"CREATE VIRTUAL TABLE vec_bits_{number} USING vec0 (chunk_id INTEGER PRIMARY KEY, bits BIT[8])")
+            run(f"CREATE VIEW chunk_words_{number} AS SELECT id, title, text FROM chunk WHERE collection = {number}")  # noqa: S608  # same
+            run(
+                f"CREATE VIRTUAL TABLE chunk_fts_{number} USING fts5 (title, text, content = 'chunk_words_{number}', "
+                "content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2')"
+            )
+            ids = range(1200 * number - 1199, 1200 * number + 1)
+            made = [(n, number, f"d{n}", f"title {n}", f"{TEXTS[n % 5]} {n}") for n in ids]
+            run("INSERT INTO chunk VALUES (?, ?, ?, 0, ?, ?, 0, 9, 3, '{\"k\": 1}')", made)
+            run("INSERT INTO embedding VALUES (?, ?)", [(n, np.eye(1, 8, dtype=np.float32).tobytes()) for n in ids])
+            run(f"INSERT INTO vec_bits_{number} VALUES (?, vec_bit(?))", [(n, b"\1") for n in ids])  # noqa: S608  # a number
+            run(
+                f"INSERT INTO chunk_fts_{number} (rowid, title, text) SELECT id, title, text FROM chunk_words_{number}"  # noqa: S608  # same
+            )
 
 
 def columns(database: Database) -> list[str]:
@@ -106,6 +140,31 @@ def test_what_is_there_is_copied_before_it_is_migrated(database: Database, tmp_p
             assert connection.exec_driver_sql("SELECT name FROM collection").scalar() == "kept"
     finally:
         copy.close()
+
+
+def test_texts_without_spaces_are_indexed_again_even_when_it_is_broken_off_at_first(
+    database: Database, tmp_path: Path
+) -> None:
+    database.migrate(first_release(tmp_path))
+    fill_first_release(database)
+    store = SqliteStore(database)
+    with pytest.raises(Exception, match="nowhere"):
+        database.migrate(later(tmp_path, then="INSERT INTO nowhere VALUES (1)"))
+
+    database.migrate(MIGRATIONS)
+
+    for collection in ("c1", "c2"):
+        assert len(store.matching(collection, "東京", limit=2000)) == 480
+        assert len(store.matching(collection, "서울", limit=2000)) == 240
+        assert len(store.matching(collection, "ไทย", limit=2000)) == 240
+        assert len(store.matching(collection, "plain", limit=2000)) == 240
+        assert len(store.matching(collection, "title", limit=2000)) == 1200
+        assert len(store.nearest(collection, np.eye(1, 8, dtype=np.float32)[0], limit=2000)) == 1200
+        assert store.remove(collection, "d1") == (collection == "c1")
+    with database.write() as connection:
+        for words in ("chunk_fts_1", "chunk_fts_2"):
+            connection.exec_driver_sql(f"INSERT INTO {words} ({words}, rank) VALUES ('integrity-check', 1)")  # noqa: S608  # ours
+        assert connection.exec_driver_sql("SELECT count(*) FROM chunk_segmented").scalar() == 2 * 960 - 1
 
 
 def test_a_migration_that_fails_changes_nothing(database: Database, tmp_path: Path) -> None:

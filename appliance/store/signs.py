@@ -114,10 +114,10 @@ class SignMirror:
             held = self._held.get(stored.id) or _nothing(stored.dimensions)
             view = _brought_up(connection, stored, held)
             if view is not None:
-                if view.held is not held:
-                    self._held[stored.id] = _compacted(view.held)
-                    self._let_go()
+                self._held[stored.id] = held if view.held is held else _compacted(view.held)
                 self._held.move_to_end(stored.id)
+                if view.held is not held:
+                    self._let_go()
             return view
 
     def rows(self, view: View, where: Filter, ids: Ids) -> Rows:

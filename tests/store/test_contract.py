@@ -252,6 +252,17 @@ def test_closing_twice_is_fine(store: VectorStore) -> None:
     store.close()
 
 
+def test_an_exact_search_is_the_same_where_nothing_is_missed(store: Store) -> None:
+    store.create("c", 3)
+    for n in range(20):
+        store.put("c", f"d{n:02}", [chunk(0, half=n % 2)], between(X, Y, n / 20)[None])
+    where = [Condition("half", "=", 1)]
+
+    assert store.nearest("c", X, limit=7, exact=True) == store.nearest("c", X, limit=7)
+    assert store.nearest("c", X, limit=3, where=where, exact=True) == store.nearest("c", X, limit=3, where=where)
+    assert keys(store.nearest("c", X, limit=2, where=where, exact=True)) == [("d01", 0), ("d03", 0)]
+
+
 # Words
 
 
@@ -280,6 +291,75 @@ def test_case_and_diacritics_do_not_matter(store: Store) -> None:
 
     for query in ("cafe", "CAFÉ", "cafe\u0301", "munchen"):
         assert keys(store.matching("c", query, limit=1)) == [("d", 0)], query
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ('"sea otter"', "near"),
+        ('"SEA  Ötter"', "near"),
+        ('"otter sea"', ""),
+        ('"sea otter" lion', "near apart"),
+        ('"the sea"', "near"),
+        ('"sea otter', "near apart"),
+        ('sea"otter', "near apart"),
+        ('"" "?!" lion', "apart"),
+        ("otte*", "near apart"),
+        ("OTTE* lion", "near apart"),
+        ("ott *", ""),
+        ("ott", ""),
+        ("*otter", "near apart"),
+        ('"the sea ott"*', "near"),
+        ("o*", ""),
+        ('"sea" NEAR "lion"', "near apart"),
+    ],
+)
+def test_quotes_make_a_phrase_and_an_asterisk_a_beginning(store: Store, query: str, expected: str) -> None:
+    store.create("c", 3)
+    store.put("c", "near", [chunk(0, "in the sea: otters? The sea otter.")], X[None])
+    store.put("c", "apart", [chunk(0, "a sea lion, an otter", title="lion")], X[None])
+
+    assert {match.document for match in store.matching("c", query, limit=9)} == set(expected.split())
+
+
+def test_a_phrase_does_not_run_from_the_title_into_the_text(store: Store) -> None:
+    store.create("c", 3)
+    store.put("c", "d", [chunk(0, "otter", title="sea")], X[None])
+
+    assert store.matching("c", '"sea otter"', limit=9) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "missed"),
+    [
+        (
+            "東京都の人口は一千四百万人です",
+            ["東京", "人口", "京", "東京の人口", '"東京都の人口"'],
+            ["大阪", '"都東"', '"人口東京"'],
+        ),
+        ("ソフトウェアをｲﾝｽﾄｰﾙする", ["ソフト", "インストール", "ウェア", "ｿﾌﾄ"], ["ハード"]),
+        ("서울에서 부산까지", ["서울", "부산", "서울은"], ["대구"]),
+        ("ภาษาไทยไม่มีช่องว่าง", ["ไทย", "ภาษา"], ["ลาว"]),
+        ("ພາສາລາວ", ["ລາວ"], ["ຫກດ"]),
+        ("ភាសាខ្មែរ", ["ខ្មែរ"], ["ថៃ"]),
+        ("使用Python3編程", ["python3", "編程", "使用"], ["程編"]),
+        ("𠀀𠀁本", ["𠀀𠀁"], ["𠀁𠀀"]),
+        ("がくせい", ["か\u3099く", "くせ"], ["かく"]),
+    ],
+)
+def test_words_are_found_in_scripts_that_write_no_spaces(
+    store: Store, text: str, found: list[str], missed: list[str]
+) -> None:
+    store.create("c", 3)
+    passage = chunk(0, text, title=f"{text} title")
+    store.put("c", "d", [passage], X[None])
+
+    for query in found:
+        assert [match.chunk for match in store.matching("c", query, limit=9)] == [passage], query
+    for query in missed:
+        assert store.matching("c", query, limit=9) == [], query
+    store.put("c", "d", [chunk(0, "plain")], X[None])
+    assert store.matching("c", found[0], limit=9) == []
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from appliance.database import Database
 from appliance.errors import StoreFull, StoreUnavailable
+from appliance.store import ranking
 from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Where
 from appliance.store.memory import MemoryStore
 from appliance.store.mirror import Mirror, Stored
+from appliance.store.signs import SignMirror, View, sign_bits
 from appliance.store.sqlite import SqliteStore
 
 WRITER = Path(__file__).with_name("endless_writer.py")
@@ -162,14 +164,19 @@ CHANGES = st.one_of(
     st.tuples(st.just("ask"), st.integers(1, 12), st.lists(CONDITIONS, max_size=2), st.none()),
 )
 NUMBER = count()
+HELD: dict[str, dict[str, int]] = {
+    "floats": {},
+    "signs": {"exact_below": 0},
+    "file": {"exact_below": 0, "mirror_bytes": 0, "sign_bytes": 0},
+}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(CHANGES, max_size=14), st.integers(0, 2**32 - 1), st.booleans())
-def test_nearest_is_what_the_reference_says(database: Database, changes: list[tuple], seed: int, signs: bool) -> None:  # type: ignore[type-arg]  # noqa: FBT001  # drawn
+@given(st.lists(CHANGES, max_size=14), st.integers(0, 2**32 - 1), st.sampled_from(["floats", "signs", "file"]))
+def test_nearest_is_what_the_reference_says(database: Database, changes: list[tuple], seed: int, held: str) -> None:  # type: ignore[type-arg]  # drawn
     rng = np.random.default_rng(seed)
     corners = np.concatenate([np.eye(5, dtype=np.float32), unit(rng, 5, 5)])  # few, so that ties are common
-    reference, store = MemoryStore(), SqliteStore(database, exact_below=0 if signs else 100)
+    reference, store = MemoryStore(), SqliteStore(database, **HELD[held])
     name = f"c{next(NUMBER)}"
     reference.create(name, 5)
     store.create(name, 5)
@@ -197,6 +204,21 @@ def test_any_text_is_a_valid_query(words_store: SqliteStore, words: str) -> None
     if words.encode("utf-8", "replace").decode() == words:  # lone surrogates are refused before they come here
         for match in words_store.matching("c", words, limit=9):
             assert match.score > 0
+
+
+def test_ten_thousand_queries_of_operators_and_scraps_are_valid(words_store: SqliteStore) -> None:
+    rng = random.Random(4)  # noqa: S311  # no secrets
+    scraps = [*'"""***()^:+-{},.\'\0\\%_', " ", " AND ", " OR ", " NOT ", "NEAR(", ", 5)", "title:", "{title text}:"]
+    scraps += ["a", "é", "ß", "中文", "カ", "서울", "ไท", "\u0301", "\U0001f600", "the", "running", "0", "ﷺ", "İ"]
+
+    found = 0
+    for _ in range(10_000):
+        query = "".join(rng.choices(scraps, k=rng.randint(1, 12)))
+        matches = words_store.matching("c", query, limit=3)
+        assert all(match.score > 0 for match in matches)
+        found += len(matches)
+
+    assert found > 1000
 
 
 @pytest.fixture
@@ -227,6 +249,46 @@ def test_signs_find_nearly_what_an_exact_search_finds(database: Database) -> Non
             assert answer[0] == truth[0]
 
         assert found / total > 0.95
+
+
+@pytest.mark.parametrize("held", ["signs", "file"])
+def test_a_thousand_changes_and_questions_later_it_still_says_what_the_reference_says(
+    database: Database, held: str
+) -> None:
+    rng = np.random.default_rng(8)
+    centres = unit(rng, 30, 64)
+    reference, store = MemoryStore(), SqliteStore(database, **HELD[held])
+    reference.create("c", 64)
+    store.create("c", 64)
+    hits = asked = 0
+
+    for step in range(1000):
+        document = f"d{rng.integers(50)}"
+        match rng.integers(10):
+            case 0:
+                assert store.remove("c", document) == reference.remove("c", document)
+            case 1 | 2 | 3 | 4:
+                size = int(rng.integers(1, 30))
+                spread = centres[rng.integers(0, 30, size)] + 0.1 * rng.normal(size=(size, 64))
+                rows = np.asarray(spread / np.linalg.norm(spread, axis=1, keepdims=True), np.float32)
+                made = chunks(size, rare=int(rng.integers(100)), step=step)
+                reference.put("c", document, made, rows)
+                store.put("c", document, made, rows)
+            case kind:
+                query = unit(rng, 1, 64)[0] if kind == 5 else centres[rng.integers(30)]
+                where = [Condition("rare", "=", int(rng.integers(100)))] if kind < 8 else []
+                every = reference.nearest("c", query, limit=9999, where=where)
+                truth = every[:10]
+                answer = store.nearest("c", query, limit=10, where=where)
+                assert len(answer) == len(truth)
+                assert all(match in every for match in answer)
+                hits += len({match.key for match in truth} & {match.key for match in answer})
+                asked += len(truth)
+                assert store.nearest("c", query, limit=10, where=where, exact=True) == truth
+
+    assert store.count("c") == reference.count("c")
+    assert hits / asked >= 0.95
+    assert_whole(database)
 
 
 # The mirror
@@ -293,6 +355,192 @@ def test_a_transaction_that_began_earlier_sees_what_it_began_with(database: Data
     np.testing.assert_array_equal(held, rows[:2])
 
 
+def shown(view: View | None) -> dict[int, bytes]:
+    """Signs by id, as a view shows them."""
+    assert view is not None
+    return {int(id_): word.tobytes() for id_, word in zip(view.ids[view.live], view.bits.T[view.live], strict=True)}
+
+
+def true_signs(database: Database) -> dict[int, bytes]:
+    """Signs by id, of the stored vectors."""
+    with database.read() as connection:
+        rows = connection.exec_driver_sql("SELECT chunk_id, vector FROM embedding").all()
+    result = {}
+    for id_, vector in rows:
+        octets = sign_bits(np.frombuffer(vector, np.float32)[None]).tobytes()
+        result[id_] = octets.ljust(-(-len(octets) // 8) * 8, b"\0")
+    return result
+
+
+def stored_now(connection: Connection) -> Stored:
+    ask = "SELECT id, dimensions, chunks, added, removed FROM store_collection"
+    return Stored(*connection.exec_driver_sql(ask).one())
+
+
+def test_signs_in_memory_follow_every_change_and_gaps_are_closed(database: Database) -> None:
+    store, mirror = SqliteStore(database), SignMirror(budget=2**24)
+    store.create("c", 70)
+    rng = np.random.default_rng(3)
+
+    def put(first: int, last: int) -> None:
+        rows = unit(rng, 500 * (last - first), 70)
+        store.put_many(
+            "c", [Entry(f"d{n}", chunks(500), rows[500 * i :][:500]) for i, n in enumerate(range(first, last))]
+        )
+
+    def check() -> int:
+        with database.read() as connection:
+            assert shown(mirror.view(connection, stored_now(connection))) == true_signs(database)
+            return int(connection.exec_driver_sql("SELECT count(*) FROM vec_bits_1_chunks").scalar_one())
+
+    put(0, 30)
+    assert check() == 4
+    store.remove("c", "d29")  # of the last chunk of vec0, whose places are taken again
+    put(29, 31)
+    check()
+    for n in (*range(0, 24, 2), *range(1, 24, 2)):
+        store.remove("c", f"d{n}")
+        if n % 3:
+            check()
+    for n in range(12):
+        put(40 + n % 3, 41 + n % 3)
+        last = check()
+
+    assert last <= 3
+    assert_whole(database)
+    restarted = SignMirror(budget=2**24)
+    with database.read() as connection:
+        assert shown(restarted.view(connection, stored_now(connection))) == true_signs(database)
+
+
+def test_signs_are_those_that_the_transaction_sees_even_when_later_ones_were_seen(database: Database) -> None:
+    store, mirror = SqliteStore(database), SignMirror(budget=2**20)
+    store.create("c", 8)
+    rows = unit(np.random.default_rng(1), 40, 8)
+    store.put("c", "old", chunks(20), rows[:20])
+    before = true_signs(database)
+    with database.read() as connection:
+        then = stored_now(connection)
+        store.put("c", "old", chunks(10), rows[20:30])
+        store.put("c", "new", chunks(10), rows[30:])
+        with database.read() as later:
+            assert shown(mirror.view(later, stored_now(later))) == true_signs(database)
+
+        seen = mirror.view(connection, then)
+
+    assert seen is None or shown(seen) == before
+
+
+def test_a_search_by_signs_in_an_old_transaction_sees_the_document_that_was_replaced(database: Database) -> None:
+    store, mirror = SqliteStore(database), SignMirror(budget=2**20)
+    store.create("c", 8)
+    rows = unit(np.random.default_rng(1), 40, 8)
+    store.put("c", "old", chunks(20), rows[:20])
+    before = true_signs(database)
+    with database.read() as connection:
+        then = stored_now(connection)
+        mirror.view(connection, then)
+        store.put("c", "old", chunks(10), rows[20:30])
+        with database.read() as later:
+            mirror.view(later, stored_now(later))
+
+        assert shown(mirror.view(connection, then)) == before
+
+
+def test_signs_of_what_was_not_used_for_longest_are_let_go(database: Database) -> None:
+    store = SqliteStore(database)
+    for name in ("a", "b", "c"):
+        store.create(name, 64)
+        store.put(name, "d", chunks(100), unit(np.random.default_rng(1), 100, 64))
+    mirror = SignMirror(budget=6000)
+    with database.read() as connection:
+        ask = "SELECT id, dimensions, chunks, added, removed FROM store_collection ORDER BY id"
+        stored = [Stored(*row) for row in connection.exec_driver_sql(ask)]
+        for one in (0, 1, 0, 2):
+            mirror.view(connection, stored[one])
+
+    assert set(mirror._held) == {stored[0].id, stored[2].id}
+    assert not mirror.fits(Stored(9, 64, 301, 0, 0))
+
+
+def test_a_condition_is_looked_at_once_for_each_chunk(database: Database) -> None:
+    store = SqliteStore(database, exact_below=0)
+    store.create("c", 8)
+    rows = unit(np.random.default_rng(1), 40, 8)
+    seen: list[int] = []
+
+    def note(_c: object, _k: object, statement: str, parameters: tuple[int, ...], *_: object) -> None:
+        if "json_type(metadata" in statement:
+            seen.append(parameters[1])
+
+    event.listen(database._readers, "before_cursor_execute", note)
+    where = [Condition("k", "=", 1)]
+    for n in range(3):
+        store.put("c", f"d{n}", chunks(10, k=n % 2), rows[:10])
+        for _ in range(2):
+            found = {match.document for match in store.nearest("c", rows[0], limit=99, where=where)}
+            assert found == {f"d{each}" for each in range(n + 1) if each % 2}
+    store.remove("c", "d1")
+
+    assert store.nearest("c", rows[0], limit=99, where=where) == []
+    assert seen == [0, 10, 20, 30]
+
+
+# Words, many of them
+
+
+def zipf(rng: np.random.Generator, words: int) -> str:
+    return " ".join(f"w{min(int(n), 900)}" for n in rng.zipf(1.3, words))
+
+
+def test_rare_words_lead_and_scores_are_those_of_all_words(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    store = SqliteStore(database)
+    store.create("c", 2)
+    store.put_many(
+        "c",
+        [
+            Entry(f"d{n}", [Chunk(0, zipf(rng, 30), 0, 9, 2, metadata={"k": n % 20})], np.eye(1, 2, dtype=np.float32))
+            for n in range(1500)
+        ],
+    )
+    queries = [zipf(rng, int(rng.integers(1, 8))) for _ in range(60)]
+    conditions: list[Where] = [(), [Condition("k", "=", 3)]]
+
+    best, same = 0, 0.0
+    for query in queries:
+        for where in conditions:
+            monkeypatch.setattr(ranking, "SCORED", 3000)
+            truth = {match.key: match.score for match in store.matching("c", query, limit=1500, where=where)}
+            monkeypatch.setattr(ranking, "SCORED", 100)
+            led = store.matching("c", query, limit=10, where=where)
+            assert len(led) == min(len(truth), 10)
+            for match in led:
+                assert match.score <= truth[match.key] + 1e-9
+            same += sum(match.score == pytest.approx(truth[match.key]) for match in led) / max(len(led), 1)
+            best += not led or led[0].score == pytest.approx(max(truth.values()))
+
+    assert same / 120 > 0.95
+    assert best / 120 > 0.8
+
+
+def test_a_beginning_finds_words_whose_stem_is_shorter(database: Database) -> None:
+    store = SqliteStore(database)
+    store.create("c", 2)
+    for n, text in enumerate(["an experiment", "computation", "nationalization", "a carbon fibre", "cars"]):
+        store.put("c", f"d{n}", [Chunk(0, text, 0, 9, 2)], np.eye(1, 2, dtype=np.float32))
+
+    for query, document in (
+        ("experim*", "d0"),
+        ("experiment*", "d0"),
+        ("computat*", "d1"),
+        ("nationaliz*", "d2"),
+        ("carb*", "d3"),
+        ("carbon*", "d3"),
+    ):
+        assert [match.document for match in store.matching("c", query, limit=9)] == [document], query
+
+
 # Beside each other
 
 
@@ -304,8 +552,9 @@ def torn(matches: list[Match]) -> list[str]:
     return [document for document, seen in versions.items() if seen != seen[:1] * 5]
 
 
-def test_readers_see_documents_whole_while_writers_change_them(database: Database) -> None:
-    store = SqliteStore(database)
+@pytest.mark.parametrize("held", ["floats", "signs"])
+def test_readers_see_documents_whole_while_writers_change_them(database: Database, held: str) -> None:
+    store = SqliteStore(database, **HELD[held])
     store.create("c", 8)
     done = threading.Event()
 
@@ -397,6 +646,9 @@ def test_killed_again_and_again_the_store_stays_whole_and_keeps_what_it_acknowle
             assert_whole(database)
             for document, number in acknowledged.items():
                 assert len(SqliteStore(database).chunks("c", document)) == number
+            with database.read() as connection:
+                held = SignMirror(budget=2**20).view(connection, stored_now(connection))
+            assert shown(held) == true_signs(database)
         finally:
             database.close()
     assert len(acknowledged) > 5
