@@ -39,6 +39,9 @@ _GROUP: Final = 3
 _WIDENING: Final = 8
 """Rows taken by differing signs for each that is wanted in the end."""
 
+_WIDEST: Final = 16_384
+"""Rows taken so, at most, unless more are wanted."""
+
 _FEW: Final = 8
 """When less than one row in so many passes a condition, only those that pass are compared."""
 
@@ -125,7 +128,7 @@ class SignMirror:
         with self._lock:
             known = view.held.rows.get(where)
         if known is None or known[0] is not ids:
-            there = ids[np.isin(ids, view.ids, assume_unique=True)]
+            there = ids[_among(view.ids, ids)]
             known = (ids, _rows(view.ids, there))
             with self._lock:
                 kept = view.held.rows
@@ -163,7 +166,8 @@ def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = Non
     elif rows is not None:
         among = np.zeros(len(ids), np.bool_)
         among[rows] = True
-    near = _fewest_differing(bits, query, wanted=wanted * _WIDENING, among=among, aid=aid)
+    wide = max(wanted, min(wanted * _WIDENING, _WIDEST))
+    near = _fewest_differing(bits, query, wanted=wide, among=among, aid=aid)
     if len(near) > wanted:
         octets = np.ascontiguousarray(bits[:, near].T).view(np.uint8)
         signs = np.unpackbits(octets, axis=1, count=len(query), bitorder="little").astype(np.float32)
@@ -242,6 +246,14 @@ def _columns(octets: npt.NDArray[np.uint8], words: int) -> Bits:
     return whole.view(np.uint64).T
 
 
+def _among(ids: Ids, some: Ids) -> Live:
+    """Which of these stand among the ids, which ascend."""
+    if not len(ids):
+        return np.zeros(len(some), np.bool_)
+    there: Live = ids.take(np.searchsorted(ids, some), mode="clip") == some
+    return there
+
+
 def _rows(ids: Ids, some: Ids) -> Rows:
     """Where these ids stand, all of which do."""
     rows: Rows = np.searchsorted(ids, some).astype(np.int32)
@@ -268,8 +280,7 @@ def _brought_up(connection: Connection, stored: Stored, held: _Held) -> View | N
     changed = _changed(held.parts, there, newer=newer)
     ids = _ids(connection, stored, {number: there[number] for number in changed})
     every = np.concatenate([np.empty(0, np.int64), *ids.values()])
-    new = np.setdiff1d(every, held.ids[: held.size], assume_unique=True)
-    new.sort()
+    new = np.sort(every[~_among(held.ids[: held.size], every)])
     if len(new):
         if not newer or new[0] <= held.last:
             return None
