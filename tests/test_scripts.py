@@ -241,3 +241,21 @@ def test_the_reference_gets_an_environment_of_its_own(checkout: Checkout) -> Non
     assert (checkout.root / ".venv-reference" / "bin" / "python").exists()
     assert checkout.run("install", "dev").stderr == ""
     assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_the_benchmark_searches_and_keeps_its_databases(tmp_path: Path) -> None:
+    bench = str(ROOT / "scripts" / "benchmark" / "bench.py")
+    options = ["--quick", "--only", "search", "--sizes", "2000", "--cache", str(tmp_path)]
+
+    answer = subprocess.run(
+        [sys.executable, bench, *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count("\n| 2,000 |") == 4
+    assert "| matching and nearest |" in answer.stdout
+    assert sorted(path.name for path in (tmp_path / "search").glob("*.db")) == ["2000-3.db", "2000-60.db"]

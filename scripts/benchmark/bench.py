@@ -16,6 +16,7 @@ from engines import hashing, opening, short
 from machine import BenchFailed, Server, Worker, described, get, worker
 from npu import overhead
 from report import FULL, QUICK, Plan, Table, met
+from search import SIZES, search
 from subjects import appliance, installed, rival
 from texts import LONG, SHORT, documents, texts
 
@@ -25,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
-ALONE = ("hash", "npu")
+ALONE = ("hash", "npu", "search")
 """Sections that need no model; `npu` needs a C compiler."""
 
 BESIDE = ("start", "open", "short", "profiles")
@@ -282,7 +283,16 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=SECTIONS, help="a section to run; all if left out")
     parser.add_argument("--compare", action="store_true", help="measure sentence-transformers, too (installs torch)")
     parser.add_argument("--beir", type=Path, metavar="FOLDER", help="ingest its corpus.jsonl instead of made-up texts")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where models and the rival are kept between runs")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where models, the rival and databases are kept between runs"
+    )
+    parser.add_argument(
+        "--sizes",
+        metavar="CHUNKS",
+        type=lambda text: [int(each) for each in text.split(",")],
+        help="chunks searched, tens, by commas; 10000,100000,1000000 if left out, without the last if quick",
+    )
+    parser.add_argument("--vectors", type=Path, metavar="FILE", help="search these (.npy, unit rows), not made-up ones")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     models: list[str] = arguments.model or list(MEMORY)
@@ -293,6 +303,8 @@ def main() -> None:
         overhead(plan)
     if "hash" in only:
         hashing(plan)
+    if "search" in only:
+        search(plan, cache, arguments.sizes or SIZES[: 2 if arguments.quick else None], given=arguments.vectors)
     if arguments.only and not set(only) - set(ALONE):
         return
     source = installed(cache, models)
