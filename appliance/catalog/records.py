@@ -12,11 +12,29 @@ from appliance.errors import InvalidInput
 CollectionState: TypeAlias = Literal["ready", "removing"]
 DocumentState: TypeAlias = Literal["waiting", "working", "ready", "failed", "removing"]
 Change: TypeAlias = Literal["created", "updated", "unchanged"]
+Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunking:
+    """How the documents of a collection are cut; kept with it for good. What is None follows the settings.
+
+    Attributes:
+        strategy: where a text is cut, see `ingest.chunk.chunked`.
+        tokens: of a chunk at most, by the collection's model; 0 is the usual size.
+        overlap: tokens repeated between neighbours.
+        header: title, section and the columns of a table are embedded in front of each chunk.
+    """
+
+    strategy: Strategy = "structure"
+    tokens: int | None = None
+    overlap: int | None = None
+    header: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A set of documents embedded alike: by `model`, in `space`, with vectors of `dimensions`."""
+    """A set of documents cut and embedded alike: by `model`, in `space`, with vectors of `dimensions`."""
 
     id: int
     name: str
@@ -25,6 +43,7 @@ class Collection:
     dimensions: int
     state: CollectionState
     created: datetime
+    chunking: Chunking = field(default_factory=Chunking)
 
 
 @dataclass(frozen=True, slots=True)

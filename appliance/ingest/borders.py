@@ -24,6 +24,9 @@ _LINE: Final = re.compile(
     r"|[ \t]*(?P<row>\||[-*+][ \t]|\d{1,9}[.)][ \t])",
     re.MULTILINE,
 )
+_TABLE: Final = re.compile(
+    r"^(?P<head>[ \t]*\|[^\n]*\n[ \t]*\|(?=[ \t:|]*-)[ \t:|-]*+\n)(?:[ \t]*\|[^\n]*(?:\n|\Z))+", re.MULTILINE
+)
 _SENTENCE: Final = re.compile(
     # Latin, Greek, Cyrillic: white space follows.
     r"(?<![.!?\u2026])[.!?\u2026]++[\"'\u201d\u2019\u00bb)\]]*+\s++"
@@ -57,15 +60,24 @@ class Borders:
         kinds: one array of places for each kind of border.
         headings: in the order of the text. No border lies between a heading and what follows it.
         fences: start and end of each fenced code block. Only rows and lines are borders in there.
+        tables: start, first row below the head, and end of each table that has a head.
+        leads: index of the heading that a place belongs to although it lies before it, as a comment above a function.
     """
 
     kinds: tuple["array[int]", ...] = field(default_factory=lambda: tuple(array("q") for _ in range(5)))
     headings: list[Heading] = field(default_factory=list)
     fences: list[tuple[int, int]] = field(default_factory=list)
+    tables: list[tuple[int, int, int]] = field(default_factory=list)
+    leads: dict[int, int] = field(default_factory=dict)
 
     def heading_at(self, place: int) -> int:
         """Index of the last heading that starts at or before the place, or -1."""
         return bisect_right(self.headings, place, key=lambda heading: heading.start) - 1
+
+    def table_around(self, place: int) -> tuple[int, int, int] | None:
+        """The table in whose rows below its head the place lies."""
+        index = bisect_right(self.tables, place, key=lambda table: table[1]) - 1
+        return self.tables[index] if index >= 0 and place < self.tables[index][2] else None
 
     def fence_around(self, place: int) -> tuple[int, int] | None:
         """The fenced code block that has the place inside it; its own start and end are outside."""
@@ -82,6 +94,10 @@ def found_borders(text: str, *, structured: bool) -> Borders:
     """
     borders = Borders()
     _read_lines(text, borders, structured=structured)
+    if structured:
+        for match in _TABLE.finditer(text):
+            if borders.fence_around(match.start() + 1) is None:
+                borders.tables.append((match.start(), match.end("head"), match.end()))
     for match in _SENTENCE.finditer(text):
         place = match.end()
         if place < len(text) and _ends_sentence(text, match) and borders.fence_around(place) is None:
@@ -89,6 +105,18 @@ def found_borders(text: str, *, structured: bool) -> Borders:
             if heading < 0 or borders.headings[heading].follows < place:
                 borders.kinds[SENTENCE].append(place)
     return borders
+
+
+def sentences_only(borders: Borders) -> Borders:
+    """The same with every border that is one between sentences too, all of one kind; code blocks count for nothing."""
+    ends = array("q", sorted(place for kind in (HEADING, BLOCK, ROW, SENTENCE) for place in borders.kinds[kind]))
+    kinds = tuple(ends if kind == SENTENCE else array("q") for kind in range(5))
+    return Borders(kinds, borders.headings, tables=borders.tables)
+
+
+def no_borders(borders: Borders) -> Borders:
+    """The same headings, and nothing to cut at."""
+    return Borders(headings=borders.headings, tables=borders.tables)
 
 
 def first_heading(text: str) -> str:

@@ -6,12 +6,28 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from appliance.ingest.borders import BLOCK, HEADING, LINE, ROW, SENTENCE, STRUCTURED, Borders, found_borders
+from appliance.catalog.records import Strategy
+from appliance.ingest.borders import (
+    BLOCK,
+    HEADING,
+    LINE,
+    ROW,
+    SENTENCE,
+    STRUCTURED,
+    Borders,
+    found_borders,
+    no_borders,
+    sentences_only,
+)
+from appliance.ingest.definitions import definition_borders
 
 Spans: TypeAlias = Callable[[str], list[tuple[int, int]]]
 """The character range of each token of a text, in order, without special tokens."""
+
+USUAL_TOKENS: Final = 256
+"""Tokens of a passage at most where nobody says how many."""
 
 WINDOW: Final = 100_000
 """Characters that are tokenised at once, so that a long text does not need its memory many times over."""
@@ -25,6 +41,12 @@ _FILL: Final = {HEADING: 0.25, BLOCK: 0.5, ROW: 0.5, SENTENCE: 0.25, LINE: 0.5}
 
 _HEADER_SHARE: Final = 4
 """The header takes at most one part in so many of a passage's tokens."""
+
+_SECTION: Final = 200
+"""Characters of each heading that is kept of a section's path."""
+
+_LEVELS: Final = 8
+"""Headings of a section's path."""
 
 _INDENT: Final = 64
 """Characters of a line's indentation that a passage starts with at most; longer ones are left out."""
@@ -42,6 +64,8 @@ class Passage:
     Attributes:
         tokens: tokens of `text`, without special tokens and without the header.
         header: the headings that the passage stands under, outermost first, joined by " > ".
+        columns: the head of the table in whose middle the passage begins.
+        section: the headings that its beginning stands under, its own included, outermost first, joined by " > ".
     """
 
     start: int
@@ -49,6 +73,8 @@ class Passage:
     text: str
     tokens: int
     header: str
+    columns: str = ""
+    section: str = ""
 
 
 def room(max_tokens: int, *, title_tokens: int, specials: int = 2) -> int:
@@ -60,7 +86,7 @@ def room(max_tokens: int, *, title_tokens: int, specials: int = 2) -> int:
 
 
 def embedded(title: str, passage: Passage) -> str:
-    """What is embedded for a passage: title, header and text on lines of their own.
+    """What is embedded for a passage: title, header, columns and text on lines of their own.
 
     The title is left out where the passage's first words are the title already.
     """
@@ -68,18 +94,29 @@ def embedded(title: str, passage: Passage) -> str:
     opening = (passage.header or passage.text.lstrip("#* \n\t")).casefold()
     begins = opening.startswith(name.casefold()) and not opening[len(name) : len(name) + 1].isalnum()
     front = [name] if name and not begins else []
-    return "\n".join([*front, *filter(None, [passage.header]), passage.text])
+    return "\n".join([*front, *filter(None, [passage.header, passage.columns]), passage.text])
 
 
 def chunked(
-    text: str, *, spans: Spans, size: int, overlap: int, media_type: str = "text/plain", title: str = ""
+    text: str,
+    *,
+    spans: Spans,
+    size: int,
+    overlap: int,
+    media_type: str = "text/plain",
+    title: str = "",
+    strategy: Strategy = "structure",
+    header: Literal["with", "without"] = "with",
 ) -> list[Passage]:
     r"""Cut a text into passages of at most `size` tokens, their headers included.
 
     A text that fits is one passage. A longer one is filled greedily and cut before a heading, a paragraph or code
     block, a row, a sentence or a word, the best of these that leaves the passage reasonably full. A code block that
     fits is kept whole; a heading stays with what follows it; only a word longer than `size` is cut inside, between
-    graphemes.
+    graphemes. That is `structure`. The other strategies: `sentences` fills with whole sentences, whatever paragraph or
+    section they belong to; `fixed` cuts after so many tokens, wherever that is, and repeats exactly `overlap` of them;
+    `code` cuts before definitions, then between statements and lines, and has the definitions around a passage for its
+    headings, but cuts by structure what is Markdown or HTML.
 
     Every character that is not white space is in a passage, and in no more than two; passages are in order, and each
     begins with at most `overlap` tokens of the one before (whole sentences where one is short enough, nothing across a
@@ -94,18 +131,57 @@ def chunked(
         overlap: less than half of `size`, else half of it is meant.
         media_type: whether headings, fences, lists and tables are read.
         title: left out of the headers.
+        strategy: see above.
+        header: without, passages have neither header nor columns, and their room is theirs.
     """
-    borders = found_borders(text, structured=media_type in STRUCTURED)
-    return list(_Cutter(text, borders, spans=spans, size=size, overlap=min(overlap, size // 2), title=title).passages())
+    structured = media_type in STRUCTURED
+    if strategy == "code" and not structured:
+        borders = definition_borders(text)
+    else:
+        borders = found_borders(text, structured=structured)
+    if strategy == "sentences":
+        borders = sentences_only(borders)
+    elif strategy == "fixed":
+        borders = no_borders(borders)
+    cutter = _Cutter(
+        text,
+        borders,
+        spans=spans,
+        size=size,
+        overlap=min(overlap, size // 2),
+        title=title,
+        anywhere=strategy == "fixed",
+        headed=header == "with",
+    )
+    return list(cutter.passages())
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    header: str = ""
+    columns: str = ""
 
 
 class _Cutter:
-    def __init__(self, text: str, borders: Borders, *, spans: Spans, size: int, overlap: int, title: str) -> None:
+    def __init__(
+        self,
+        text: str,
+        borders: Borders,
+        *,
+        spans: Spans,
+        size: int,
+        overlap: int,
+        title: str,
+        anywhere: bool,
+        headed: bool,
+    ) -> None:
         self.text = text
         self.borders = borders
         self.size = size
         self.overlap = overlap
         self.title = title.strip().casefold()
+        self.anywhere = anywhere
+        self.headed = headed
         self.starts, self.ends = _tokens(text, spans)
 
     def passages(self) -> Iterator[Passage]:
@@ -114,24 +190,36 @@ class _Cutter:
             return
         place, end = whole
         if self._weight(place, end) <= self.size:
-            yield self._passage(place, end, header="")
+            yield self._passage(place, end, front=_Front())
             return
         if not self.starts:
             return
         done = place
         while done < end:
-            header, budget = self._header(place)
+            front, budget = self._front(place) if self.headed else (_Front(), self.size)
             cut = self._cut(place, done, end, self._share(place, end, budget))
             if cut is None:
                 place = done
                 continue
             if trimmed := self._trimmed(place, cut):
-                yield self._passage(*trimmed, header=header)
+                yield self._passage(*trimmed, front=front)
             before, done = done, _content(self.text, cut)
             place = self._repeated(max(before, _visible(self.text, place) + 1), done)
 
-    def _passage(self, start: int, end: int, *, header: str) -> Passage:
-        return Passage(start, end, self.text[start:end], self._count(start, end), header)
+    def _passage(self, start: int, end: int, *, front: _Front) -> Passage:
+        tokens = self._count(start, end)
+        return Passage(start, end, self.text[start:end], tokens, front.header, front.columns, self._section(start))
+
+    def _section(self, place: int) -> str:
+        headings = self.borders.headings
+        index = self.borders.leads.get(place, self.borders.heading_at(_visible(self.text, place)))
+        parts: list[str] = []
+        while index >= 0 and len(parts) < _LEVELS:
+            name = headings[index].text[:_SECTION].strip()
+            if name and name.casefold() != self.title:
+                parts.append(name)
+            index = headings[index].parent
+        return " > ".join(reversed(parts))
 
     def _trimmed(self, start: int, end: int) -> tuple[int, int] | None:
         """The range without white space around it; indentation of its first line stays. None if nothing is left."""
@@ -148,8 +236,10 @@ class _Cutter:
         """What the range takes of a passage: its tokens, or where they are few, its characters."""
         return max(self._count(start, end), -(-(end - start) // WIDEST))
 
-    def _header(self, place: int) -> tuple[str, int]:
-        """The headings above the place, as many of the inner ones as may be, and the tokens left beside them."""
+    def _front(self, place: int) -> tuple[_Front, int]:
+        """The headings above the place, as many of the inner ones as may be, the head of its table if there is room,
+        and the tokens left beside them.
+        """
         headings = self.borders.headings
         index = self.borders.heading_at(place)
         if index >= 0 and place < headings[index].follows:
@@ -161,17 +251,26 @@ class _Cutter:
             tokens += self._weight(heading.start, heading.follows) + 1
             if tokens > self.size // _HEADER_SHARE:
                 break
-            if heading.text.casefold() != self.title:
+            if heading.text and heading.text.casefold() != self.title:
                 parts.append(heading.text)
             index = heading.parent
-        budget = self.size - min(tokens, self.size // _HEADER_SHARE)
+        tokens = min(tokens, self.size // _HEADER_SHARE)
+        columns = ""
+        if table := self.borders.table_around(_visible(self.text, place)):
+            row = self._trimmed(table[0], self.text.index("\n", table[0]))
+            if row and tokens + (width := self._weight(*row) + 1) <= self.size // _HEADER_SHARE:
+                columns = self.text[slice(*row)].strip()
+                tokens += width
+        budget = self.size - tokens
         block = self._code_at(_visible(self.text, place) + 1)
         if block and block[0] == place and self._weight(*block) > budget:
-            return "", self.size
-        return " > ".join(reversed(parts)), budget
+            return _Front(), self.size
+        return _Front(" > ".join(reversed(parts)), columns), budget
 
     def _share(self, place: int, end: int, budget: int) -> int:
         """Tokens of the passage from `place`: about half of what is left if two passages will do, else all it may."""
+        if self.anywhere:
+            return budget
         left = self._weight(place, end)
         half = (left + self.overlap) // 2 + self.size // _SLACK
         block = self._code_at(_visible(self.text, place) + 1)
@@ -208,13 +307,15 @@ class _Cutter:
             if seen < border and self._weight(place, border) >= share * budget:
                 return border
         cut = limit
-        while cut > seen and not _between_words(self.text, cut):
+        while not self.anywhere and cut > seen and not _between_words(self.text, cut):
             cut -= 1
-        if cut > seen or place < done:
+        if not self.anywhere and (cut > seen or place < done):
             return cut if cut > seen else None
         cut = limit
         while cut > seen and _inside_grapheme(self.text, cut):
             cut -= 1
+        if cut <= seen and place < done:
+            return None
         return max(cut if cut > seen else limit, seen + 1)
 
     def _border(self, kind: int, index: int) -> int:
@@ -233,6 +334,10 @@ class _Cutter:
         if not before:
             return cut
         earliest = max(earliest, self.starts[max(0, before - self.overlap)], cut - self.overlap * WIDEST)
+        if self.anywhere:
+            while earliest < cut and _inside_grapheme(self.text, earliest):
+                earliest += 1
+            return earliest if self._count(min(earliest, cut), cut) else cut
         found = (self._border(kind, bisect_left(kinds[kind], earliest)) for kind in (HEADING, BLOCK, ROW, SENTENCE))
         start = min((border for border in found if earliest <= border < cut), default=-1)
         if start < 0:

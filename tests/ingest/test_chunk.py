@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.catalog.records import Strategy
 from appliance.ingest.chunk import WIDEST, WINDOW, Passage, chunked, embedded, room
+
+STRATEGIES: list[Strategy] = ["structure", "sentences", "fixed", "code"]
 
 _PIECE = re.compile(r"[a-zA-Z0-9]{1,4}|\S")
 
@@ -39,7 +42,7 @@ def check(text: str, passages: list[Passage], *, size: int, overlap: int) -> Non
         assert passage.text == text[passage.start : passage.end]
         assert passage.text.strip()
         assert passage.tokens == len(spans(passage.text))
-        assert passage.tokens <= size
+        assert passage.tokens + len(spans(passage.header)) + len(spans(passage.columns)) <= size
         assert not text[covered : passage.start].strip(), "nothing is left out"
         if place:
             assert passages[place - 1].start < passage.start
@@ -56,6 +59,8 @@ _parts = st.sampled_from(
         "    code(x)\n", "\n| a | b |\n", "- item\n", "1. one\n", "A sentence. ", "Dr. Who? ", "e.g. this. ", "Ab! ",
         "文書を探す。", "日本語の文章", "किताब। ", "verylongwordwithoutanyspaces" * 8,
         "\U0001f469\u200d\U0001f467\u200d\U0001f466", "e\u0301" * 9, "\t", "\x1c", "\u2028",
+        "| a | b |\n|---|---|\n| c | d |\n", "\ndef f(x):\n    return x\n", "\nclass A:\n    def g(self):\n",
+        "        # why\n", "\nint main() {\n", "}\n", "שלום עולם. ", "هل هذا؟ ", "\U0001f1e9\U0001f1ea",
     ]
 )  # fmt: skip
 
@@ -67,10 +72,13 @@ _parts = st.sampled_from(
     size=st.integers(8, 60),
     overlap=st.integers(0, 20),
     media_type=st.sampled_from(["text/plain", "text/markdown", "text/html"]),
+    strategy=st.sampled_from(STRATEGIES),
 )
 @settings(max_examples=250, deadline=None)
-def test_every_visible_character_is_in_a_passage_that_fits(text: str, size: int, overlap: int, media_type: str) -> None:
-    passages = chunked(text, spans=spans, size=size, overlap=overlap, media_type=media_type)
+def test_every_visible_character_is_in_a_passage_that_fits(
+    text: str, size: int, overlap: int, media_type: str, strategy: Strategy
+) -> None:
+    passages = chunked(text, spans=spans, size=size, overlap=overlap, media_type=media_type, strategy=strategy)
 
     check(text, passages, size=size, overlap=overlap)
 
@@ -92,12 +100,13 @@ _sparse = st.tuples(
     size=st.integers(8, 60),
     overlap=st.integers(0, 30),
     media_type=st.sampled_from(["text/plain", "text/markdown"]),
+    strategy=st.sampled_from(STRATEGIES),
 )
 @settings(max_examples=250, deadline=None)
 def test_passages_grow_with_the_text_and_no_faster_where_tokens_are_few(
-    text: str, size: int, overlap: int, media_type: str
+    text: str, size: int, overlap: int, media_type: str, strategy: Strategy
 ) -> None:
-    passages = chunked(text, spans=words, size=size, overlap=overlap, media_type=media_type)
+    passages = chunked(text, spans=words, size=size, overlap=overlap, media_type=media_type, strategy=strategy)
 
     most = len(words(text)) / size + len(text) / (size * WIDEST)
     assert len(passages) <= 4 + 8 * most
@@ -106,7 +115,7 @@ def test_passages_grow_with_the_text_and_no_faster_where_tokens_are_few(
         assert passage.text == text[passage.start : passage.end]
         assert len(words(passage.text)) <= passage.tokens <= size
         assert len(passage.text) <= size * WIDEST
-        assert len(passage.header) <= size * WIDEST // 4
+        assert len(passage.header) + len(passage.columns) <= size * WIDEST // 4
         assert not text[covered : passage.start].strip(), "nothing is left out"
         if place:
             assert passages[place - 1].start < passage.start
@@ -359,6 +368,7 @@ def test_a_text_longer_than_a_window_is_tokenised_as_if_it_were_in_one_piece() -
     assert sum(passage.tokens for passage in passages) == len(spans(text))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "text",
     [
@@ -377,6 +387,12 @@ def test_a_text_longer_than_a_window_is_tokenised_as_if_it_were_in_one_piece() -
         "e" + "\u0301" * 500_000,
         "# a\n" * 62_500 + "```\n" + "code\n" * 50_000 + "```",
         "a" + " " * 500_000 + "b",
+        "| a | b |\n|---|---|\n" + "| c | d |\n" * 10_000,
+        "|\n|" + "-" * 100_000 + "x",
+        "def f(a):\n" * 10_000,
+        "".join(f"{' ' * (n % 200)}def f{n}(a):\n" for n in range(1500)),
+        "f(" * 50_000,
+        ("public " * 40 + "\n") * 400,
     ],
     ids=[
         "prose",
@@ -394,15 +410,181 @@ def test_a_text_longer_than_a_window_is_tokenised_as_if_it_were_in_one_piece() -
         "accents",
         "headings before code",
         "spaces",
+        "table",
+        "long rule",
+        "definitions",
+        "definitions inside",
+        "calls",
+        "words before definitions",
     ],
 )
-def test_half_a_megabyte_of_anything_is_cut_in_seconds(text: str) -> None:
+def test_half_a_megabyte_of_anything_is_cut_in_seconds(text: str, strategy: Strategy) -> None:
+    kind = "text/plain" if strategy == "code" else "text/markdown"
+    text = text if strategy == "structure" else text[-len(text) // 10 :]
     started = time.process_time()
 
-    passages = markdown(text, size=254, overlap=32)
+    passages = chunked(text, spans=spans, size=254, overlap=32, media_type=kind, strategy=strategy)
 
     assert passages
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_time_grows_with_the_text_and_no_faster(strategy: Strategy) -> None:
+    section = (
+        "## Otters\n\n" + "Otters hold hands while they sleep, e.g. in kelp. " * 20 + "\n\ndef f(x):\n    return x\n\n"
+    )
+
+    def seconds(times: int) -> float:
+        started = time.process_time()
+        chunked(section * times, spans=spans, size=254, overlap=32, media_type="text/markdown", strategy=strategy)
+        return time.process_time() - started
+
+    assert seconds(480) < 8 * max(seconds(120), 0.02)
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 7, 20])
+def test_fixed_windows_have_the_size_and_the_overlap_that_were_asked_for(overlap: int) -> None:
+    text = " ".join(f"w{n:03}." for n in range(300))
+
+    passages = chunked(text, spans=spans, size=40, overlap=overlap, strategy="fixed")
+
+    check(text, passages, size=40, overlap=overlap)
+    assert {passage.tokens for passage in passages[:-1]} == {40}
+    for before, after in pairwise(passages):
+        assert len(spans(text[after.start : before.end])) == overlap
+
+
+def test_fixed_windows_keep_graphemes_whole() -> None:
+    text = "\U0001f469\u200d\U0001f467 e\u0301" * 60
+
+    passages = chunked(text, spans=spans, size=9, overlap=3, strategy="fixed")
+
+    check(text, passages, size=9, overlap=3)
+    assert all(passage.text[0] not in "\u200d\u0301" and passage.text[-1] != "\u200d" for passage in passages)
+
+
+def test_sentences_are_grouped_across_paragraphs_and_headings() -> None:
+    text = "# One\n\nAa bb cc. Dd ee ff.\n\n# Two\n\nGg hh ii. Jj kk ll.\nMm nn oo. Pp qq rr.\n\nSs tt uu. Vv ww xx."
+
+    passages = chunked(text, spans=spans, size=24, overlap=0, media_type="text/markdown", strategy="sentences")
+
+    check(text, passages, size=24, overlap=0)
+    assert all(passage.text.endswith(".") for passage in passages)
+    assert "# Two" in passages[0].text
+    assert len(passages) == 2
+
+
+def test_passages_without_headers_use_their_room_for_text() -> None:
+    text = "# A heading of some length\n\n" + "Some text that goes on. " * 40
+
+    without = chunked(text, spans=spans, size=60, overlap=0, media_type="text/markdown", header="without")
+
+    assert {passage.header for passage in without} == {""}
+    assert {passage.section for passage in without} == {"A heading of some length"}
+    assert without[1].tokens > markdown(text, size=60)[1].tokens
+
+
+def test_the_section_of_a_passage_is_the_path_of_headings_at_its_beginning() -> None:
+    body = "Some text that goes on. " * 12
+    text = f"Preface.\n\n# Guide\n\n{body}\n\n## Install\n\n{body}\n\n### Linux\n\n{body}\n\n# Use\n\n{body}"
+
+    sections = [passage.section for passage in markdown(text, size=60, title="guide")]
+
+    assert list(dict.fromkeys(sections)) == ["", "Install", "Install > Linux", "Use"]
+    assert markdown("# One\n\nShort.", size=60)[0].section == "One"
+
+
+def test_a_section_is_short_whatever_the_headings_are() -> None:
+    text = "".join(f"{'#' * depth} {'long heading ' * 400}\n\n" for depth in range(1, 7)) + "word " * 200
+
+    assert max(len(passage.section) for passage in markdown(text, size=60)) < 1300
+
+
+def test_a_passage_from_the_middle_of_a_table_is_embedded_with_its_columns() -> None:
+    head = "| animal | weight |"
+    text = f"# Facts\n\n{head}\n|---|:--:|\n" + "".join(f"| otter {n} | {n} kg |\n" for n in range(40)) + "\nAfter it."
+
+    passages = markdown(text, size=60, overlap=8)
+
+    check(text, passages, size=60, overlap=8)
+    assert head in passages[0].text
+    assert passages[0].columns == ""
+    assert {passage.columns for passage in passages[1:]} == {head}
+    assert all(head not in passage.text for passage in passages[1:])
+    assert embedded("", passages[1]).startswith(f"Facts\n{head}\n|")
+
+
+def test_columns_too_wide_for_a_header_and_tables_in_code_are_left_out() -> None:
+    rows = "".join(f"| otter {n} | {n} kg |\n" for n in range(40))
+    wide = "| " + "a very wide column " * 10 + "|\n|---|\n" + rows
+    code = "```\n| animal | weight |\n|---|---|\n" + rows + "```"
+
+    assert {passage.columns for passage in markdown(wide, size=60) + markdown(code, size=60)} == {""}
+
+
+PYTHON = """import os
+import re
+import sys
+
+LIMIT = 3
+LEAST = 2
+
+
+# Counts.
+@cache
+def count(things):
+    total = 0
+    for thing in things:
+        total += thing
+    return total
+
+
+class Otter(Animal):
+    age = 3
+
+    def swim(self, metres):
+        self.breathe()
+        return metres * self.age
+
+    async def sleep(self):
+        await self.hands.hold()
+
+
+print(count([1, 2]))
+"""
+
+
+def test_code_is_cut_before_definitions_with_what_stands_above_them() -> None:
+    passages = chunked(PYTHON, spans=spans, size=45, overlap=0, strategy="code")
+
+    check(PYTHON, passages, size=45, overlap=0)
+    assert [passage.text.splitlines()[0] for passage in passages] == [
+        "import os",
+        "# Counts.",
+        "class Otter(Animal):",
+        "    async def sleep(self):",
+    ]
+
+
+def test_a_passage_of_code_knows_the_definitions_around_it() -> None:
+    text = PYTHON.replace("        self.breathe()\n", "        self.breathe()\n" * 20)
+
+    passages = chunked(text, spans=spans, size=45, overlap=0, strategy="code")
+
+    inside = next(passage for passage in passages if passage.text.startswith("        self.breathe()"))
+    assert inside.section == "class Otter(Animal) > def swim(self, metres)"
+    assert inside.header == "def swim(self, metres)"
+    assert next(passage for passage in passages if "# Counts." in passage.text).section == "def count(things)"
+    assert chunked(PYTHON + "x = 1\n" * 90, spans=spans, size=45, overlap=0, strategy="code")[-1].section == ""
+
+
+def test_markdown_is_cut_by_structure_where_code_is_asked_for() -> None:
+    text = "# One\n\n" + "class of its own. " * 20
+
+    asked = chunked(text, spans=spans, size=40, overlap=0, media_type="text/markdown", strategy="code")
+
+    assert asked == markdown(text, size=40)
 
 
 def test_the_title_is_put_in_front_unless_the_passage_begins_with_it() -> None:
