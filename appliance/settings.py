@@ -231,7 +231,9 @@ class Settings(BaseSettings):
         description="Whose ids the token arrays of /v1/embeddings are: OpenAI's, the model's own, or nobody's.",
     )
     strict_openai: bool = Field(default=False, description="Refuse the empty string on /v1/embeddings, as OpenAI does.")
-    chunk_tokens: int = Field(0, ge=0, le=8192, description="Tokens of a chunk; 0 is as many as the model takes.")
+    chunk_tokens: int = Field(
+        0, ge=0, le=8192, description="Tokens of a chunk; 0 is 256, or as many as the model takes if fewer."
+    )
     chunk_overlap: int = Field(32, ge=0, le=4096, description="Tokens repeated between neighbouring chunks.")
     vector_weight: float = Field(1.0, ge=0, le=1000, description="What vectors count for in a hybrid search.")
     keyword_weight: float = Field(1.0, ge=0, le=1000, description="What words count for in a hybrid search.")

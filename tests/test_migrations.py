@@ -128,7 +128,10 @@ def test_alembic_is_not_loaded_when_there_is_nothing_to_do(database: Database) -
 def test_what_is_there_is_copied_before_it_is_migrated(database: Database, tmp_path: Path) -> None:
     database.migrate(MIGRATIONS)
     with database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO collection VALUES (1, 'kept', 'm', 's', 3, 'ready', '2026-01-01')")
+        connection.exec_driver_sql(
+            "INSERT INTO collection (id, name, model, space, dimensions, state, created) "
+            "VALUES (1, 'kept', 'm', 's', 3, 'ready', '2026-01-01')"
+        )
 
     database.migrate(later(tmp_path))
 

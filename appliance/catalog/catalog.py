@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from sqlalchemy import (
 )
 
 from appliance.catalog.records import (
+    Chunking,
     Collection,
     Document,
     DocumentState,
@@ -69,7 +71,9 @@ class Catalog:
 
     # Collections
 
-    def create_collection(self, name: str, *, model: str, space: str, dimensions: int) -> Collection:
+    def create_collection(
+        self, name: str, *, model: str, space: str, dimensions: int, chunking: Chunking | None = None
+    ) -> Collection:
         """Add a collection.
 
         Raises:
@@ -86,7 +90,8 @@ class Catalog:
             if connection.execute(select(_C.id).where(_C.name == name)).first():
                 raise CollectionExists(f"the collection {name!r} exists already")
             row = {"name": name, "model": model, "space": space, "dimensions": dimensions}
-            connection.execute(insert(COLLECTION).values(**row, state="ready", created=_now()))
+            cut = asdict(chunking or Chunking())
+            connection.execute(insert(COLLECTION).values(**row, state="ready", created=_now(), chunking=cut))
             return _collection(connection, name)
 
     def collections(self) -> list[Collection]:
@@ -379,7 +384,8 @@ def _settle(connection: Connection, outcome: Outcome) -> bool:
 
 
 def _as_collection(row: Row[Any]) -> Collection:
-    return Collection(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for a row by column
+    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for a row by column
+    return Collection(**values | {"chunking": Chunking(**values["chunking"])})
 
 
 def _as_document(row: Row[Any]) -> Document:

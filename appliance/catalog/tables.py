@@ -47,6 +47,7 @@ class CollectionRow(SQLModel, table=True):
     dimensions: int
     state: str = Field(sa_column=Column(Text, nullable=False))
     created: datetime = Field(sa_column=Column(Moment, nullable=False))
+    chunking: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False, server_default="{}"))
 
 
 class DocumentRow(SQLModel, table=True):

@@ -14,6 +14,7 @@ import structlog
 
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.records import (
+    Chunking,
     Collection,
     Failed,
     NewDocument,
@@ -37,7 +38,7 @@ from appliance.errors import (
     StoreError,
     StoreUnavailable,
 )
-from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, received
+from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, received, resolved
 from appliance.ingest.watchers import Watchers
 from appliance.store.base import Entry, Matrix, VectorStore
 
@@ -86,8 +87,8 @@ class Ingestor:
 
     Args:
         lanes: documents in hand at the same time.
-        chunk_tokens: tokens of a chunk at most; 0 for as many as the model takes.
-        chunk_overlap: tokens repeated between neighbouring chunks.
+        chunk_tokens: tokens of a chunk at most, where its collection says nothing; see `cut`.
+        chunk_overlap: tokens repeated between neighbouring chunks, likewise.
         max_pixels: of an image at most.
         on_settled: told `ready` or `failed` for every document that became so; from a thread.
     """
@@ -109,6 +110,7 @@ class Ingestor:
         self._registry = registry
         self._lanes = lanes
         self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+        self._usual = partial(resolved, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._max_pixels = max_pixels
         self._on_settled = on_settled
         # threads of their own: a large document must not keep a search waiting for one
@@ -150,8 +152,10 @@ class Ingestor:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._cutters.shutdown(wait=False, cancel_futures=True)
 
-    async def create_collection(self, name: str, *, spec: ModelSpec, dimensions: int | None = None) -> Collection:
-        """Make a collection for vectors of the card's space.
+    async def create_collection(
+        self, name: str, *, spec: ModelSpec, dimensions: int | None = None, chunking: Chunking | None = None
+    ) -> Collection:
+        """Make a collection for vectors of the card's space, its documents cut as `chunking` says.
 
         Raises:
             CollectionExists: there is one of this name.
@@ -164,7 +168,9 @@ class Ingestor:
             )
 
         def create() -> Collection:
-            made = self._catalog.create_collection(name, model=spec.name, space=spec.space, dimensions=dimensions)
+            made = self._catalog.create_collection(
+                name, model=spec.name, space=spec.space, dimensions=dimensions, chunking=chunking
+            )
             try:
                 self._store.create(name, dimensions)
             except ApplianceError:
@@ -174,6 +180,10 @@ class Ingestor:
             return made
 
         return await self._change(create)
+
+    def chunking(self, collection: Collection) -> Chunking:
+        """How a document of the collection is cut if it is put now: nothing in it is None."""
+        return self._usual(collection.chunking)
 
     async def ensure_collection(self, name: str) -> None:
         """Make a collection of the default model unless there is one of this name."""

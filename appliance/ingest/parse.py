@@ -2,7 +2,8 @@
 
 import codecs
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Final
 
@@ -103,11 +104,15 @@ class Parsed:
             the lines that Markdown would have: headings with `#`, lists, tables, fenced code.
         title: what the document calls itself; empty for plain text.
         media_type: text/plain, text/markdown or text/html.
+        pages: for a document that has them, where each begins: (character offset, number from 1), ascending.
+        metadata: what the document tells of itself, such as `source` and `created_at`.
     """
 
     text: str
     title: str
     media_type: str
+    pages: tuple[tuple[int, int], ...] = ()
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 def parse(body: bytes, *, media_type: str = "", name: str = "") -> Parsed:

@@ -1,17 +1,19 @@
 """What happens to a document outside the queue: reading it when it comes in, cutting it when its turn comes."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import PurePosixPath
 from typing import Literal
 
-from appliance.catalog.records import Change, Document, NewDocument, Work, content_hash
+from appliance.catalog.records import Change, Chunking, Document, NewDocument, Work, content_hash
 from appliance.embedding.embedder import Embedder
 from appliance.embedding.engine import Image
 from appliance.embedding.images import SUPPORTED, described, media_type_of
 from appliance.errors import InvalidInput
-from appliance.ingest.chunk import chunked, embedded, room
-from appliance.ingest.parse import is_image, parse
+from appliance.ingest.chunk import USUAL_TOKENS, Passage, chunked, embedded, room
+from appliance.ingest.parse import Parsed, is_image, parse
 from appliance.store.base import Chunk
 
 
@@ -110,11 +112,17 @@ def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int
     """Cut a document into chunks that the embedder's model takes whole; an image is one, whose text is its title.
     Blocking.
 
+    What a chunk is embedded with (title, section, columns of its table) is no part of it. Its metadata is the
+    document's, and where the caller has no such keys, what the document tells of itself, the `section` it begins in,
+    and the `page` it begins on with `page_end` where it ends on another.
+
     Args:
-        work: taken from the queue.
+        work: taken from the queue; its collection says how it is cut.
         embedder: of the collection's space.
-        chunk_tokens: tokens of a chunk at most; 0 for as many as the model takes.
-        chunk_overlap: tokens repeated between neighbouring chunks, but no more than a quarter of a chunk.
+        chunk_tokens: tokens of a chunk at most, where the collection says nothing; 0 for as many as the model takes,
+            but no more than `USUAL_TOKENS`.
+        chunk_overlap: tokens repeated between neighbouring chunks, where the collection says nothing; no more than a
+            quarter of a chunk, or half where the collection says so.
 
     Raises:
         InvalidInput: the document cannot be parsed.
@@ -124,16 +132,24 @@ def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int
         chunk = Chunk(0, text, 0, len(text), tokens=len(embedder.spans(text)), title=text, metadata=work.metadata)
         return Cut(text, [chunk], [Image(work.body)])
     parsed = parse(work.body, media_type=work.media_type, name=work.id)
-    size = room(embedder.max_tokens, title_tokens=len(embedder.spans(work.title)))
-    if chunk_tokens:
-        size = min(size, chunk_tokens)
+    return cut_parsed(parsed, work, embedder, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+
+
+def cut_parsed(parsed: Parsed, work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
+    """The same for a document that is parsed already; of `work`, the body is not looked at."""
+    how = work.collection.chunking
+    front = work.title if how.header else ""
+    most = (chunk_tokens if how.tokens is None else how.tokens) or USUAL_TOKENS
+    size = min(room(embedder.max_tokens, title_tokens=len(embedder.spans(front))), most)
     passages = chunked(
         parsed.text,
         spans=embedder.spans,
         size=size,
-        overlap=min(chunk_overlap, size // 4),
+        overlap=min(chunk_overlap, size // 4) if how.overlap is None else how.overlap,
         media_type=parsed.media_type,
         title=work.title,
+        strategy=how.strategy,
+        header="with" if how.header else "without",
     )
     chunks = [
         Chunk(
@@ -143,8 +159,27 @@ def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int
             end=passage.end,
             tokens=passage.tokens,
             title=work.title,
-            metadata=work.metadata,
+            metadata={**parsed.metadata, **_place(passage, parsed), **work.metadata},
         )
         for ordinal, passage in enumerate(passages)
     ]
-    return Cut(parsed.text, chunks, [embedded(work.title, passage) for passage in passages])
+    return Cut(parsed.text, chunks, [embedded(front, passage) for passage in passages])
+
+
+def resolved(chunking: Chunking, *, chunk_tokens: int, chunk_overlap: int) -> Chunking:
+    """The same with what it leaves to the settings: no more of an overlap than a quarter of a chunk."""
+    tokens = (chunk_tokens if chunking.tokens is None else chunking.tokens) or USUAL_TOKENS
+    overlap = min(chunk_overlap, tokens // 4) if chunking.overlap is None else chunking.overlap
+    return replace(chunking, tokens=tokens, overlap=overlap)
+
+
+def _place(passage: Passage, parsed: Parsed) -> dict[str, object]:
+    """Where in its document a passage is, for whoever cites it."""
+    place: dict[str, object] = {"section": passage.section} if passage.section else {}
+    first = bisect_right(parsed.pages, passage.start, key=itemgetter(0)) - 1
+    last = bisect_right(parsed.pages, passage.end - 1, key=itemgetter(0)) - 1
+    if first >= 0:
+        place["page"] = parsed.pages[first][1]
+    if last > max(first, 0):
+        place["page_end"] = parsed.pages[last][1]
+    return place
