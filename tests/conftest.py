@@ -181,15 +181,19 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.kill()
 
 
-@pytest.fixture(scope="session")
-def hub_module() -> Any:
-    """`tests/hub.py`: tests are no package to import it from."""
-    spec = importlib.util.spec_from_file_location("tests_hub", Path(__file__).parent / "hub.py")
+def _module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def hub_module() -> Any:
+    """`tests/hub.py`: tests are no package to import it from."""
+    return _module("hub")
 
 
 @pytest.fixture
@@ -441,3 +445,9 @@ def live_minilm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     server = serve(data, model="all-minilm-l6-v2")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def documents() -> Any:
+    """`tests/documents.py`: documents of every format."""
+    return _module("documents")

@@ -99,7 +99,8 @@ class TestFiles:
         assert "notes/in.txt" in ids(folder)
 
     def test_what_is_no_text_or_empty_or_huge_is_left_out_with_its_reason(self, folder: Path) -> None:
-        (folder / "photo.JPG").write_bytes(b"\xff\xd8")
+        (folder / "drawing.SVG").write_text("<svg/>")
+        (folder / "old.doc").write_bytes(b"\xd0\xcf")
         (folder / "data.tar.gz").write_bytes(b"\x1f\x8b")
         (folder / "empty.txt").touch()
         with (folder / "huge.txt").open("wb") as huge:
@@ -107,12 +108,38 @@ class TestFiles:
         os.mkfifo(folder / "pipe.txt")
 
         assert reasons(folder) == {
-            "notes/photo.JPG": "image, not text",
+            "notes/drawing.SVG": "image, not text",
+            "notes/old.doc": "an Office format of before 2007",
             "notes/data.tar.gz": "not text",
             "notes/empty.txt": "empty",
             "notes/huge.txt": "larger than 64 MiB",
             "notes/pipe.txt": "no regular file",
         }
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "a.pdf",
+            "a.DOCX",
+            "a.pptx",
+            "a.xlsx",
+            "a.odt",
+            "a.epub",
+            "a.rtf",
+            "a.csv",
+            "a.jsonl",
+            "a.eml",
+            "a.mbox",
+            "a.ts",
+            "a.png",
+            "a.JPG",
+        ],
+    )
+    def test_what_the_server_may_read_is_sent(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / name).write_bytes(b"x")
+
+        assert ids(tmp_path / "in") == [f"in/{name}"]
 
     def test_a_name_that_is_not_utf_8_is_left_out(self, folder: Path) -> None:
         (Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt"))).write_text("x")
@@ -131,14 +158,14 @@ class TestFiles:
 
 class TestIngest:
     def test_a_folder_is_put_in_and_found(self, live: Live, folder: Path) -> None:
-        (folder / "photo.jpg").write_bytes(b"\xff\xd8")
+        (folder / "song.mp3").write_bytes(b"ID3")
 
         answer = run("ingest", folder, "--url", live.url, "-c", "cli-found")
         search = run("search", "tomatoes on a balcony", "--url", live.url, "-c", "cli-found", "--json")
 
         assert answer.returncode == 0, answer.stderr
         assert answer.stdout.startswith("2 added, 0 updated, 0 unchanged, 1 skipped, 0 failed; 2 chunks")
-        assert "skipped: image, not text: notes/photo.jpg" in answer.stdout
+        assert "skipped: audio, not text: notes/song.mp3" in answer.stdout
         assert json.loads(search.stdout)["matches"][0]["document"] == "notes/2024/plan.md"
 
     def test_a_second_run_changes_only_what_changed(self, live: Live, folder: Path) -> None:

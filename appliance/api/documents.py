@@ -409,6 +409,8 @@ def _answer(collection: str, receipts: Sequence[Receipt]) -> Response:
         return envelope("/documents", 422, f"no document could be read: {documents[0]['error']}", more=more)
     if states <= {"refused", "failed"}:
         failed = next(each for each in documents if each["state"] == "failed")
+        if all(each.document is None or each.document.hopeless for each in receipts):
+            return envelope("/documents", 422, f"no document could be read: {failed['error']}", more=more)
         return envelope("/documents", 503, f"no document could be taken in: {failed['error']}", more=more)
     waiting = [each["id"] for each in documents if each["state"] in {"waiting", "working"}]
     headers = {}

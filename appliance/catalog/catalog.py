@@ -370,6 +370,8 @@ def _settle(connection: Connection, outcome: Outcome) -> bool:
     match outcome:
         case Ready(chunks=chunks, tokens=tokens, truncated=truncated):
             values = {"state": "ready", "chunks": chunks, "tokens": tokens, "truncated": truncated, "error": ""}
+            values |= {} if outcome.title is None else {"title": outcome.title}
+            values |= {} if outcome.metadata is None else {"metadata": dict(outcome.metadata)}
         case Failed(error=error):
             values = {"state": "failed", "error": error}
         case Returned(counted=counted):

@@ -90,6 +90,11 @@ class Document:
     created: datetime
     updated: datetime
 
+    @property
+    def hopeless(self) -> bool:
+        """It failed for what it is: what fails for the engine's sake is tried more than once."""
+        return self.state == "failed" and self.attempts == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Put:
@@ -124,13 +129,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The document is in the store. `text` is what was parsed from its body."""
+    """The document is in the store. `text` is what was parsed from its body.
+
+    Attributes:
+        title, metadata: as they were read from it, where they are not the work's.
+    """
 
     work: Work
     text: str
     chunks: int
     tokens: int
     truncated: int = 0
+    title: str | None = None
+    metadata: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ class Server:
             NotAllowed: the key is missing or wrong.
         """
         summary = Summary()
-        queued: deque[str] = deque()
+        queued: deque[tuple[str, str]] = deque()
         running: set[Future[list[dict[str, Any]]]] = set()
         batches = _batches(files)
 
@@ -120,7 +120,7 @@ class Server:
             for outcomes in [future.result() for future in finished]:
                 for outcome in outcomes:
                     if outcome["state"] in {"waiting", "working"}:
-                        queued.append(outcome["id"])
+                        queued.append((outcome["id"], outcome["change"]))
                     _count(summary, outcome)
                 advance(len(outcomes))
 
@@ -135,10 +135,14 @@ class Server:
             finally:
                 pool.shutdown(cancel_futures=True)
         while queued:
-            state = self._settled(queued.popleft(), collection)
-            summary.chunks += state["chunks"]
+            document, change = queued.popleft()
+            state = self._settled(document, collection)
             if state["state"] == "failed":
+                summary.added -= change == "created"
+                summary.updated -= change == "updated"
                 summary.failed.append(Skipped(state["id"], state["error"] or "failed"))
+            else:
+                summary.chunks += state["chunks"]
         return summary
 
     def _put(self, batch: list[Found], collection: str) -> list[dict[str, Any]]:
@@ -230,6 +234,9 @@ def _content(answer: httpx.Response) -> dict[str, Any]:
 
 
 def _count(summary: Summary, outcome: Mapping[str, Any]) -> None:
+    if outcome["state"] == "failed":
+        summary.failed.append(Skipped(outcome["id"], outcome["error"] or "failed"))
+        return
     match outcome["change"]:
         case "created":
             summary.added += 1
@@ -240,9 +247,7 @@ def _count(summary: Summary, outcome: Mapping[str, Any]) -> None:
         case _:
             summary.skipped.append(Skipped(outcome["id"], outcome["error"] or "refused"))
             return
-    if outcome["state"] == "failed":
-        summary.failed.append(Skipped(outcome["id"], outcome["error"] or "failed"))
-    elif outcome["state"] == "ready":
+    if outcome["state"] == "ready":
         summary.chunks += outcome["chunks"]
 
 

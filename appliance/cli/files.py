@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance.ingest.formats.detect import ENDINGS
+
 LARGEST = 64 * 2**20
 """Bytes of a file that is still read; beyond it is no text that a person wrote."""
 
 _NEVER = ("audio/", "font/", "image/", "model/", "video/")
+_PICTURES = frozenset({".gif", ".jpeg", ".jpg", ".png", ".webp"})
+"""Images that a server may take."""
+
+_OLD_OFFICE = frozenset({".doc", ".dot", ".pot", ".pps", ".ppt", ".xls", ".xlt"})
 _NO_TEXT = re.compile(
     r"\.(7z|a|apk|bin|bz2|class|db|deb|dll|dylib|exe|gguf|gz|iso|jar|lz4|npy|npz|o|onnx|parquet|pkl|pt|pyc|rar|rpm|"
     r"safetensors|so|sqlite|sqlite3|tar|tgz|wasm|whl|xz|zip|zst)",
@@ -97,11 +103,15 @@ def _judged(path: Path, identity: str, border: Path) -> Found | Skipped:
 
 
 def _unwanted(path: Path, size: int) -> str:
-    kind = mimetypes.guess_type(path.name)[0] or ""
-    if kind.startswith(_NEVER):
-        return f"{kind.partition('/')[0]}, not text"
-    if _NO_TEXT.fullmatch(path.suffix):
-        return "not text"
+    ending = path.suffix.lower()
+    if ending not in ENDINGS and ending not in _PICTURES:
+        kind = mimetypes.guess_type(path.name)[0] or ""
+        if kind.startswith(_NEVER):
+            return f"{kind.partition('/')[0]}, not text"
+        if ending in _OLD_OFFICE:
+            return "an Office format of before 2007"
+        if _NO_TEXT.fullmatch(path.suffix):
+            return "not text"
     if size == 0:
         return "empty"
     if size > LARGEST:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
@@ -39,13 +39,30 @@ _NEVER_DEEP: Final = _names(
 _BREAK: Final = "\v"
 """Stands for `<br>` in text that is being collected."""
 
+_TOLD: Final = {
+    "author": ('meta[name="author"]', "content"),
+    "created": ('meta[property="article:published_time"], meta[name="date"], meta[name="dcterms.created"]', "content"),
+    "language": ("html[lang]", "lang"),
+}
+"""Where a page tells of itself: the element, and its attribute."""
+
 _Block: TypeAlias = tuple[str, str]
 
 _TAG: Final = re.compile(r"""<(/?)([a-zA-Z][^\s/>]*+)((?:[^>"']++|"[^"]*+"|'[^']*+'|["'])*+)""")
 _SPACE: Final = re.compile(r"[ \t\n\f\r]+")
 
 
-def text_of_html(page: str) -> tuple[str, str]:
+class Page(NamedTuple):
+    """What a page says, and what it says of itself; empty where it does not."""
+
+    text: str
+    title: str
+    author: str
+    created: str
+    language: str
+
+
+def page_of_html(page: str) -> Page:
     """The text of a page and its title: that of its `<title>`, else its first `<h1>`.
 
     Scripts, styles, navigation and form controls are left out. A table is written as rows (`| a | b |`) if each of
@@ -61,7 +78,13 @@ def text_of_html(page: str) -> tuple[str, str]:
     writer = _Writer()
     if tree.root is not None:
         _walk(tree.root, writer)
-    return writer.text(), title
+    told = {name: _told(tree, query, attribute) for name, (query, attribute) in _TOLD.items()}
+    return Page(writer.text(), title, **told)
+
+
+def _told(tree: LexborHTMLParser, query: str, attribute: str) -> str:
+    node = tree.css_first(query)
+    return _collapsed(node.attributes.get(attribute) or "") if node is not None else ""
 
 
 def _check(page: str) -> None:
@@ -115,6 +138,7 @@ class _Writer:
         self.inline: list[str] = []
         self._cells: list[list[_Block]] = [[]]  # the page, and the cells we are inside
         self._rows: list[list[list[_Block]]] = []  # the finished cells of the rows we are inside
+        self._heads: list[bool] = []  # of these rows, whether all cells so far are heads
         self._lists: list[int] = []  # items so far; -1 where they have no number
         self._marker = ""
         self._heading = ""
@@ -135,7 +159,10 @@ class _Writer:
             self._marker = self._next_marker()
         elif tag == "tr":
             self._rows.append([])
+            self._heads.append(True)
         elif tag in _CELLS:
+            if self._heads and tag == "td":
+                self._heads[-1] = False
             self._cells.append([] if len(self._cells) <= _MAX_TABLES else self._cells[-1])
 
     def end(self, tag: str) -> None:
@@ -152,7 +179,7 @@ class _Writer:
         elif tag == "li":
             self._marker = ""
         elif tag == "tr":
-            self._end_row(self._rows.pop())
+            self._end_row(self._rows.pop(), head=self._heads.pop())
         elif tag in _CELLS:
             cell = self._cells.pop()
             if cell is not self._cells[-1]:
@@ -199,12 +226,14 @@ class _Writer:
             fence = "`" * (longest + 1)
             self._cells[-1].append((f"{fence}\n{code}\n{fence}", "code"))
 
-    def _end_row(self, row: list[list[_Block]]) -> None:
+    def _end_row(self, row: list[list[_Block]], *, head: bool) -> None:
         """A row of one-line cells becomes a line; any other is layout, and its cells are read one after the other."""
         if len(row) > 1 and all(not cell or (len(cell) == 1 and not cell[0][1]) for cell in row):
             line = " | ".join(cell[0][0].replace("\n", " ").lstrip("# ") if cell else "" for cell in row)
             if line.strip("| "):
-                self._cells[-1].append((f"| {line} |", "row"))
+                after_row = bool(self._cells[-1]) and self._cells[-1][-1][1] == "row"
+                below = f"\n|{' --- |' * len(row)}" if head and not after_row else ""
+                self._cells[-1].append((f"| {line} |{below}", "row"))
         else:
             for cell in row:
                 self._cells[-1].extend(cell)

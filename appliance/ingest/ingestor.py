@@ -38,7 +38,8 @@ from appliance.errors import (
     StoreError,
     StoreUnavailable,
 )
-from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, received, resolved
+from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, parsed, received, resolved
+from appliance.ingest.sandbox import Sandbox
 from appliance.ingest.watchers import Watchers
 from appliance.store.base import Entry, Matrix, VectorStore
 
@@ -116,6 +117,8 @@ class Ingestor:
         # threads of their own: a large document must not keep a search waiting for one
         self._readers = ThreadPoolExecutor(2, "read")
         self._cutters = ThreadPoolExecutor(2, "cut")
+        self._parsers = ThreadPoolExecutor(2, "parse")
+        self._sandbox = Sandbox(processes=2)
         self._wake = asyncio.Event()
         self._done: asyncio.Queue[_Done] = asyncio.Queue()
         self._changing = asyncio.Lock()  # held while the store changes
@@ -151,6 +154,8 @@ class Ingestor:
         await asyncio.gather(*self._loops, *self._changes, return_exceptions=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._cutters.shutdown(wait=False, cancel_futures=True)
+        self._parsers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._sandbox.close)
 
     async def create_collection(
         self, name: str, *, spec: ModelSpec, dimensions: int | None = None, chunking: Chunking | None = None
@@ -362,7 +367,9 @@ class Ingestor:
             raise InvalidInput("the appliance ended each time this document was worked on")
         collection = work.collection
         embedder = await self._embedder(collection)
-        pieces = await asyncio.get_running_loop().run_in_executor(self._cutters, self._cut, work, embedder)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._parsers, parsed, work, self._sandbox)
+        pieces = await loop.run_in_executor(self._cutters, self._cut, work, found, embedder)
         embedder = await self._embedder(collection)
         result = await embedder.embed(pieces.inputs, dimensions=collection.dimensions, background=True)
         return _Prepared(work, pieces, result.vectors, sum(result.truncated))
@@ -440,4 +447,12 @@ def _outcome(done: _Done) -> Ready | Failed | Returned:
         return done
     pieces = done.cut
     tokens = sum(chunk.tokens for chunk in pieces.chunks)
-    return Ready(done.work, text=pieces.text, chunks=len(pieces.chunks), tokens=tokens, truncated=done.truncated)
+    return Ready(
+        done.work,
+        text=pieces.text,
+        chunks=len(pieces.chunks),
+        tokens=tokens,
+        truncated=done.truncated,
+        title=pieces.title,
+        metadata=pieces.metadata,
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Final, Literal
 
 from appliance.catalog.records import Change, Chunking, Document, NewDocument, Work, content_hash
 from appliance.embedding.embedder import Embedder
@@ -13,8 +13,12 @@ from appliance.embedding.engine import Image
 from appliance.embedding.images import SUPPORTED, described, media_type_of
 from appliance.errors import InvalidInput
 from appliance.ingest.chunk import USUAL_TOKENS, Passage, chunked, embedded, room
-from appliance.ingest.parse import Parsed, is_image, parse
+from appliance.ingest.parse import Parsed, is_image, kind_of, read
+from appliance.ingest.sandbox import Sandbox
 from appliance.store.base import Chunk
+
+_NO_TEXT: Final = "there is no text in it"
+_UTF_8: Final = frozenset({"", "utf-8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +57,24 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A document in pieces: its text, its chunks, and what is embedded for each of them."""
+    """A document in pieces: its text, its chunks, and what is embedded for each of them.
+
+    Attributes:
+        title, metadata: of the document, as far as the caller says, else as it says itself.
+    """
 
     text: str
     chunks: Sequence[Chunk]
     inputs: Sequence[str | Image]
+    title: str
+    metadata: Mapping[str, object]
 
 
 def received(incoming: Incoming, *, takes_images: bool, max_pixels: int) -> NewDocument | Receipt:
-    """What the catalog is to keep of a document, or why it is refused: nothing can be read from it. Blocking.
+    """What the catalog is to keep of a document, or why it is refused. Blocking, and never for long.
+
+    Text is read here, so that what cannot be read is refused at once. What needs a process of its own is only looked at
+    by its first bytes, type and name: reading it may take many seconds, and what was handed in must be on disk before.
 
     Args:
         incoming: as it came.
@@ -71,19 +84,52 @@ def received(incoming: Incoming, *, takes_images: bool, max_pixels: int) -> NewD
     try:
         if is_image(incoming.body, media_type=incoming.media_type):
             return _received_image(incoming, takes_images=takes_images, max_pixels=max_pixels)
-        parsed = parse(incoming.body, media_type=incoming.media_type, name=incoming.name)
-        if not parsed.text.strip():
-            return Receipt(incoming.id or incoming.name, "refused", error="there is no text in it")
-        new = NewDocument(
-            id=incoming.id or "",
-            body=incoming.body,
-            media_type=parsed.media_type,
-            title=incoming.title or parsed.title or PurePosixPath(incoming.name).name,
-            metadata=incoming.metadata,
-        )
-        return _named(new)
+        return _received_text(incoming)
     except InvalidInput as error:
         return Receipt(incoming.id or incoming.name, "refused", error=error.message)
+
+
+def _received_text(incoming: Incoming) -> NewDocument:
+    kind = kind_of(incoming.body, media_type=incoming.media_type, name=incoming.name)
+    name = PurePosixPath(incoming.name).name
+    title = incoming.title
+    about: dict[str, object] = {}
+    text = incoming.body.strip() if kind.apart else b""
+    if kind.apart:
+        about = {"source": name} if name else {}
+        about |= {"note": kind.note} if kind.note else {}
+    else:
+        found = read(incoming.body, kind)
+        text = found.text.strip()[:1].encode()
+        title = title or found.title or name
+    if not text:
+        raise InvalidInput(_NO_TEXT)
+    media_type = f"{kind.media_type}; charset={kind.charset}" if kind.charset not in _UTF_8 else kind.media_type
+    return _named(NewDocument(incoming.id or "", incoming.body, media_type, title, {**about, **incoming.metadata}))
+
+
+def parsed(work: Work, sandbox: Sandbox) -> Parsed | None:
+    """The text of a document whose turn has come; None for an image. Blocking.
+
+    Raises:
+        InvalidInput: it cannot be read, or there is no text in it.
+        EngineFailed: no process could be begun to read it.
+    """
+    if work.media_type.startswith("image/"):
+        return None
+    kind = kind_of(b"", media_type=work.media_type, stored=True)
+    found = sandbox.read(work.body, kind) if kind.apart else read(work.body, kind)
+    if not found.text.strip():
+        pictures = " if its pages are pictures, have their text recognised (OCR) first" if found.pages else ""
+        raise InvalidInput(f"{_NO_TEXT}{';' if pictures else ''}{pictures}")
+    return found
+
+
+def told(work: Work, found: Parsed) -> Work:
+    """The same with the document's own title and metadata, where the caller gave none."""
+    source = work.metadata.get("source")
+    title = work.title or found.title or (source if isinstance(source, str) else "")
+    return replace(work, title=title, metadata={**found.metadata, **work.metadata})
 
 
 def _named(new: NewDocument) -> NewDocument:
@@ -108,7 +154,7 @@ def _received_image(incoming: Incoming, *, takes_images: bool, max_pixels: int) 
     return _named(NewDocument(incoming.id or "", incoming.body, media_type, title, {**about, **incoming.metadata}))
 
 
-def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
+def cut(work: Work, found: Parsed | None, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
     """Cut a document into chunks that the embedder's model takes whole; an image is one, whose text is its title.
     Blocking.
 
@@ -118,35 +164,28 @@ def cut(work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int
 
     Args:
         work: taken from the queue; its collection says how it is cut.
+        found: what `parsed` read from it.
         embedder: of the collection's space.
         chunk_tokens: tokens of a chunk at most, where the collection says nothing; 0 for as many as the model takes,
             but no more than `USUAL_TOKENS`.
         chunk_overlap: tokens repeated between neighbouring chunks, where the collection says nothing; no more than a
             quarter of a chunk, or half where the collection says so.
-
-    Raises:
-        InvalidInput: the document cannot be parsed.
     """
-    if work.media_type.startswith("image/"):
+    if found is None:
         text = work.title
         chunk = Chunk(0, text, 0, len(text), tokens=len(embedder.spans(text)), title=text, metadata=work.metadata)
-        return Cut(text, [chunk], [Image(work.body)])
-    parsed = parse(work.body, media_type=work.media_type, name=work.id)
-    return cut_parsed(parsed, work, embedder, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
-
-
-def cut_parsed(parsed: Parsed, work: Work, embedder: Embedder, *, chunk_tokens: int, chunk_overlap: int) -> Cut:
-    """The same for a document that is parsed already; of `work`, the body is not looked at."""
+        return Cut(text, [chunk], [Image(work.body)], text, work.metadata)
+    given, work = work.metadata, told(work, found)
     how = work.collection.chunking
     front = work.title if how.header else ""
     most = (chunk_tokens if how.tokens is None else how.tokens) or USUAL_TOKENS
     size = min(room(embedder.max_tokens, title_tokens=len(embedder.spans(front))), most)
     passages = chunked(
-        parsed.text,
+        found.text,
         spans=embedder.spans,
         size=size,
         overlap=min(chunk_overlap, size // 4) if how.overlap is None else how.overlap,
-        media_type=parsed.media_type,
+        media_type="text/markdown" if found.structured else found.media_type,
         title=work.title,
         strategy=how.strategy,
         header="with" if how.header else "without",
@@ -159,11 +198,11 @@ def cut_parsed(parsed: Parsed, work: Work, embedder: Embedder, *, chunk_tokens: 
             end=passage.end,
             tokens=passage.tokens,
             title=work.title,
-            metadata={**parsed.metadata, **_place(passage, parsed), **work.metadata},
+            metadata={**found.metadata, **_place(passage, found), **given},
         )
         for ordinal, passage in enumerate(passages)
     ]
-    return Cut(parsed.text, chunks, [embedded(front, passage) for passage in passages])
+    return Cut(found.text, chunks, [embedded(front, each) for each in passages], work.title, work.metadata)
 
 
 def resolved(chunking: Chunking, *, chunk_tokens: int, chunk_overlap: int) -> Chunking:
@@ -173,13 +212,13 @@ def resolved(chunking: Chunking, *, chunk_tokens: int, chunk_overlap: int) -> Ch
     return replace(chunking, tokens=tokens, overlap=overlap)
 
 
-def _place(passage: Passage, parsed: Parsed) -> dict[str, object]:
+def _place(passage: Passage, found: Parsed) -> dict[str, object]:
     """Where in its document a passage is, for whoever cites it."""
     place: dict[str, object] = {"section": passage.section} if passage.section else {}
-    first = bisect_right(parsed.pages, passage.start, key=itemgetter(0)) - 1
-    last = bisect_right(parsed.pages, passage.end - 1, key=itemgetter(0)) - 1
+    first = bisect_right(found.pages, passage.start, key=itemgetter(0)) - 1
+    last = bisect_right(found.pages, passage.end - 1, key=itemgetter(0)) - 1
     if first >= 0:
-        place["page"] = parsed.pages[first][1]
+        place["page"] = found.pages[first][1]
     if last > max(first, 0):
-        place["page_end"] = parsed.pages[last][1]
+        place["page_end"] = found.pages[last][1]
     return place

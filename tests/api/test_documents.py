@@ -41,7 +41,7 @@ def upload(client: httpx.Client, collection: str, *names: str, **fields: Any) ->
     return client.post("/documents", data={"collection": collection, **fields}, files=files)
 
 
-def receipt(name: str, state: Any) -> Receipt:
+def receipt(name: str, state: Any, *, attempts: int = 3) -> Receipt:
     if state == "refused":
         return Receipt(name, "refused", error="why refused")
     now = datetime.now(UTC)
@@ -58,7 +58,7 @@ def receipt(name: str, state: Any) -> Receipt:
         in_hand=False,
         state=state,
         error="why failed" if state == "failed" else "",
-        attempts=1,
+        attempts=attempts,
         chunks=1,
         tokens=1,
         truncated=0,
@@ -191,6 +191,15 @@ def test_the_status_is_that_of_all_documents_together(states: list[str], status:
     if status in {422, 503}:
         assert answer.media_type == "application/problem+json"
         assert f"why {'failed' if status == 503 else 'refused'}" in content["detail"]
+
+
+def test_what_failed_for_what_it_is_is_no_reason_to_try_again() -> None:
+    alone = _answer("c", [receipt("a", "failed", attempts=1)])
+    refused_too = _answer("c", [receipt("a", "failed", attempts=1), receipt("b", "refused")])
+    for_the_engine = _answer("c", [receipt("a", "failed", attempts=1), receipt("b", "failed")])
+
+    assert [alone.status_code, refused_too.status_code, for_the_engine.status_code] == [422, 422, 503]
+    assert json.loads(bytes(alone.body))["detail"] == "no document could be read: why failed"
 
 
 def test_nothing_readable_is_422(client: httpx.Client, collection: str) -> None:

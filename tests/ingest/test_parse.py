@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import InvalidInput
-from appliance.ingest.parse import LONGEST_TITLE, parse
+from appliance.ingest.parse import LONGEST_TITLE, SUPPORTED, parse
 
 
 def page(html: str) -> str:
@@ -23,11 +23,11 @@ def page(html: str) -> str:
         ("text/markdown; charset=utf-8", "", "x", "text/markdown"),
         ("TEXT/X-Markdown", "", "x", "text/markdown"),
         ("application/xhtml+xml", "", "<p>x", "text/html"),
-        ("text/csv", "", "a,b", "text/plain"),
+        ("text/csv", "", "a,b", "text/csv"),
         ("", "READ.ME.MD", "x", "text/markdown"),
         ("application/octet-stream", "notes/a.markdown", "x", "text/markdown"),
         ("", "x.htm", "x", "text/html"),
-        ("", "x.py", "x = 1", "text/plain"),
+        ("", "x.py", "x = 1", "text/x-python"),
         ("", "", "x", "text/plain"),
         ("", "", "\n <!-- saved -->\n<!DOCTYPE HTML><p>x", "text/html"),
         ("application/octet-stream", "page", "<html lang=en>x", "text/html"),
@@ -43,10 +43,8 @@ def test_a_document_is_what_it_is_said_to_be_else_what_name_and_content_tell(
 @pytest.mark.parametrize(
     ("body", "media_type", "what"),
     [
-        (b"%PDF-1.7 text only", "", "a PDF document"),
-        (b"%PDF-1.7 text only", "text/plain", "a PDF document"),
-        (b"{\\rtf1 hello}", "", "an RTF document"),
-        (b"PK\x03\x04" + bytes(40), "", "a ZIP archive or an Office document"),
+        (b"%!PS-Adobe", "text/plain", "a PostScript document"),
+        (b"PK\x03\x04" + bytes(40), "", "a ZIP archive: send the files in it"),
         (b"\x89PNG\r\n\x1a\n" + bytes(40), "text/plain", "a PNG image"),
         (b"GIF89a" + bytes(40), "text/markdown", "a GIF image"),
         (bytes(range(256)), "text/plain", "not text"),
@@ -54,7 +52,7 @@ def test_a_document_is_what_it_is_said_to_be_else_what_name_and_content_tell(
         ("wide".encode("utf-16-le"), "text/plain", "not text"),
         ("wide text".encode("utf-16-le") + b"\0", "text/plain; charset=utf-16le", "not text"),
         (codecs.BOM_UTF16_LE + bytes(64), "text/plain", "not text"),
-        (b"x", "application/pdf", "application/pdf"),
+        (b"x", "application/msword", "application/msword"),
         (b"x", "image/png; a=b", "image/png"),
         (b"x", "no type <script>", "of unknown type"),
     ],
@@ -63,7 +61,7 @@ def test_what_cannot_be_read_is_refused_by_its_name(body: bytes, media_type: str
     with pytest.raises(InvalidInput) as caught:
         parse(body, media_type=media_type)
 
-    assert caught.value.message == f"the document is {what}; supported are plain text, Markdown and HTML"
+    assert caught.value.message == f"the document is {what}; supported are {SUPPORTED}"
 
 
 @pytest.mark.parametrize("text", ["GIF89a is a format.", "ID3 tags", "MZ starts programs", "RIFF"])
@@ -192,7 +190,7 @@ def test_a_page_becomes_lines_of_markdown() -> None:
 
     assert page(html) == (
         "# Hello World\n\nOne two,\nthree & four.\n\nLoose\n\ntext\n\n- a\n- b\n  1. c\n  2. d\n\n"
-        "## Data\n\nCap\n\n| x | y |\n| 1 | 2 3 |\n\nt\n\nd"
+        "## Data\n\nCap\n\n| x | y |\n| --- | --- |\n| 1 | 2 3 |\n\nt\n\nd"
     )
 
 

@@ -11,8 +11,8 @@ from appliance.embedding.embedder import Embedder
 from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.spec import HashSpec
 from appliance.ingest.chunk import USUAL_TOKENS
-from appliance.ingest.parse import Parsed
-from appliance.ingest.prepare import Cut, cut, cut_parsed, resolved
+from appliance.ingest.parse import Parsed, parse
+from appliance.ingest.prepare import Cut, cut, resolved
 
 LONG = HashSpec(name="hash", engine="hash", family="hash", dimensions=64, max_tokens=4096)
 
@@ -30,7 +30,8 @@ def work(text: str, chunking: Chunking, *, title: str = "", metadata: Mapping[st
 
 
 def pieces(embedder: Embedder, taken: Work, *, chunk_tokens: int = 0, chunk_overlap: int = 32) -> Cut:
-    return cut(taken, embedder, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
+    found = parse(taken.body, media_type=taken.media_type, name=taken.id)
+    return cut(taken, found, embedder, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
 
 
 TEXT = "# Guide\n\n" + "".join(f"Otters hold hands {n} times a night. " for n in range(400))
@@ -88,7 +89,7 @@ def test_a_chunk_tells_the_pages_it_is_on_and_what_the_document_tells_of_itself(
     paged = Parsed(text, "", "text/plain", pages=places, metadata={"source": "otters.pdf", "page": 0, "lang": "en"})
     taken = work("", Chunking(tokens=100, overlap=0), metadata={"lang": "own"})
 
-    chunks = cut_parsed(paged, taken, embedder, chunk_tokens=0, chunk_overlap=0).chunks
+    chunks = cut(taken, paged, embedder, chunk_tokens=0, chunk_overlap=0).chunks
 
     for chunk in chunks:
         pages = [number for place, number in places if place < chunk.end]
