@@ -147,8 +147,11 @@ class VectorStore(Protocol):
             InvalidInput: the vector has another length or is not of unit length, or a condition cannot be answered.
         """
 
-    def chunks(self, collection: str, document: str) -> list[Chunk]:
-        """A document's chunks in order."""
+    def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
+        """A document's chunks in order; of these the ones whose ordinals are `first` to `last`, both included."""
+
+    def vectors(self, collection: str, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Vector]:
+        """The vectors of chunks by document and ordinal; what is not there is left out."""
 
     def count(self, collection: str) -> int:
         """How many chunks the collection has."""

@@ -121,11 +121,28 @@ class MemoryStore:
             ]
         return _best(found, limit)
 
-    def chunks(self, collection: str, document: str) -> list[Chunk]:
+    def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
         """See VectorStore."""
         with self._lock:
             found = self._find(collection).documents.get(document)
-            return sorted(found.chunks, key=lambda chunk: chunk.ordinal) if found else []
+            wanted = [
+                chunk
+                for chunk in (found.chunks if found else ())
+                if chunk.ordinal >= first and (last is None or chunk.ordinal <= last)
+            ]
+        return sorted(wanted, key=lambda chunk: chunk.ordinal)
+
+    def vectors(self, collection: str, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Vector]:
+        """See VectorStore."""
+        wanted = set(keys)
+        with self._lock:
+            documents = self._find(collection).documents
+            return {
+                (name, chunk.ordinal): row.copy()
+                for name in {name for name, _ in wanted} & documents.keys()
+                for chunk, row in zip(documents[name].chunks, documents[name].vectors, strict=True)
+                if (name, chunk.ordinal) in wanted
+            }
 
     def count(self, collection: str) -> int:
         """See VectorStore."""

@@ -43,6 +43,9 @@ _CANDIDATES: Final = 200
 """Candidates by signs and query, from memory, that are scored exactly; measured to have 97 of 100 of the ten nearest of
 a million chunks."""
 
+_LAST: Final = 2**63 - 1
+"""An ordinal that no chunk is behind."""
+
 _SLACK: Final = 1e-5
 """How far a float32 product may be from the exact score."""
 
@@ -206,15 +209,28 @@ class SqliteStore:
             ids, scores = index.best(wanted, limit=limit, frequencies=self._frequencies)
             return _matches(connection, ids, scores, limit)
 
-    def chunks(self, collection: str, document: str) -> list[Chunk]:
+    def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
         """See VectorStore."""
         with self._database.read() as connection:
             stored = _found(connection, collection)
             rows = connection.exec_driver_sql(
-                f"SELECT {_COLUMNS} FROM chunk WHERE collection = ? AND document = ? ORDER BY ordinal",
-                (stored.id, document),
+                f"SELECT {_COLUMNS} FROM chunk WHERE collection = ? AND document = ? AND ordinal BETWEEN ? AND ? "
+                "ORDER BY ordinal",
+                (stored.id, document, first, _LAST if last is None else last),
             )
             return [_chunk(row) for row in rows]
+
+    def vectors(self, collection: str, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Vector]:
+        """See VectorStore."""
+        with self._database.read() as connection:
+            stored = _found(connection, collection)
+            rows = connection.exec_driver_sql(
+                "SELECT document, ordinal, vector FROM json_each(?) AS wanted "
+                "CROSS JOIN chunk ON collection = ? AND document = wanted.value ->> 0 AND ordinal = wanted.value ->> 1 "
+                "CROSS JOIN embedding ON chunk_id = chunk.id",
+                (json.dumps([list(key) for key in keys]), stored.id),
+            )
+            return {(row[0], row[1]): np.frombuffer(row[2], np.float32) for row in rows}
 
     def count(self, collection: str) -> int:
         """See VectorStore."""

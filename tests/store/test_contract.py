@@ -55,6 +55,36 @@ def test_what_was_put_is_given_back_whole(store: Store) -> None:
     assert store.count("c") == 1
 
 
+def test_a_part_of_a_documents_chunks_is_given_by_ordinals(store: Store) -> None:
+    store.create("c", 3)
+    store.put("c", "d", [chunk(n) for n in range(5)], np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]])
+
+    def ordinals(**bounds: int) -> list[int]:
+        return [each.ordinal for each in store.chunks("c", "d", **bounds)]
+
+    assert ordinals(first=1, last=3) == [1, 2, 3]
+    assert ordinals(first=3) == [3, 4]
+    assert ordinals(last=0) == [0]
+    assert ordinals(first=4, last=2) == ordinals(first=9) == []
+
+
+def test_vectors_are_given_back_by_document_and_ordinal(store: Store) -> None:
+    rows = np.eye(3, dtype=np.float32)
+    store.create("c", 3)
+    store.create("other", 3)
+    store.put("c", "d", [chunk(0), chunk(1)], rows[:2])
+    store.put("c", 'it\'s "d" 2', [chunk(0)], rows[2:])
+    store.put("other", "e", [chunk(0)], rows[:1])
+
+    found = store.vectors("c", [("d", 1), ('it\'s "d" 2', 0), ("d", 7), ("e", 0), ("d", 1)])
+
+    assert {key: vector.tolist() for key, vector in found.items()} == {
+        ("d", 1): [0, 1, 0],
+        ('it\'s "d" 2', 0): [0, 0, 1],
+    }
+    assert store.vectors("c", []) == {}
+
+
 def test_the_nearest_come_first_with_their_cosine(store: Store) -> None:
     store.create("c", 3)
     store.put("c", "far", [chunk()], -X[None])
@@ -238,6 +268,7 @@ def test_a_collection_that_is_not_there_is_named(store: Store) -> None:
         lambda: store.nearest("ghost", X, limit=1),
         lambda: store.matching("ghost", "w", limit=1),
         lambda: store.chunks("ghost", "d"),
+        lambda: store.vectors("ghost", [("d", 0)]),
         lambda: store.count("ghost"),
     ]
 
