@@ -22,6 +22,7 @@ from appliance.api import (
     openai,
     rerank,
     search,
+    similar,
     similarity,
     tei,
 )
@@ -71,7 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
-    for room in (openai, generate, ollama, rerank, tei, similarity, documents, collections, search, cache, health):
+    texts = openai, generate, ollama, rerank, tei, similarity
+    for room in (*texts, similar, documents, collections, search, cache, health):  # `similar` before every other id
         app.include_router(room.router)
     errors.install(app)
     # the last one added is the first to see a request
@@ -186,7 +188,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(asyncio.to_thread, database.close)
     await asyncio.to_thread(database.migrate, shipped("migrations"))
     catalog = Catalog(database)
-    store = SqliteStore(database)
+    store = SqliteStore(database, title_weight=settings.title_weight)
     stack.push_async_callback(asyncio.to_thread, store.close)
     if settings.simulate_npu:
         await asyncio.to_thread(_simulated, settings)  # compiled here, so that it is there below
@@ -215,8 +217,10 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         vectors=store,
         words=store,
         depth=settings.search_depth,
+        fusion=settings.fusion,
         vector_weight=settings.vector_weight,
         keyword_weight=settings.keyword_weight,
+        literal_boost=settings.literal_boost,
         k=settings.fusion_k,
         rerank_depth=settings.rerank_depth,
     )
@@ -224,7 +228,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(ingestor.stop)
     preloads = dict.fromkeys([registry.default.name, *(_to_preload(registry, name) for name in settings.preload)])
     loads = (_preload(registry, name) for name in preloads)
-    for task in (registry.unload_idle(), _follow_cards(settings, registry), *loads):
+    for task in (registry.unload_idle(), _follow_cards(settings, registry), asyncio.to_thread(store.warm), *loads):
         stack.push_async_callback(_ended, asyncio.create_task(task))
     return Appliance(
         registry=registry,

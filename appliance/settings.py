@@ -235,11 +235,23 @@ class Settings(BaseSettings):
         0, ge=0, le=8192, description="Tokens of a chunk; 0 is 256, or as many as the model takes if fewer."
     )
     chunk_overlap: int = Field(32, ge=0, le=4096, description="Tokens repeated between neighbouring chunks.")
+    title_weight: float = Field(
+        1.0, ge=0, le=1000, description="What a word of a title counts for beside one of the text."
+    )
+    fusion: Literal["rrf", "dbsf"] = Field(
+        "dbsf", description="How a hybrid search makes one ranking of two: by ranks (rrf), or by scores (dbsf)."
+    )
     vector_weight: float = Field(1.0, ge=0, le=1000, description="What vectors count for in a hybrid search.")
     keyword_weight: float = Field(1.0, ge=0, le=1000, description="What words count for in a hybrid search.")
+    literal_boost: float = Field(
+        2.0,
+        ge=0,
+        le=1000,
+        description="What that is multiplied by for a question of quoted words, codes or identifiers.",
+    )
     fusion_k: int = Field(60, ge=1, le=10_000, description="Rank constant of reciprocal rank fusion.")
     search_depth: int = Field(
-        100, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
+        50, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
     )
     rerank_depth: int = Field(
         50, ge=1, le=1000, description="Best matches of a search that are reranked where that is asked for."

@@ -125,6 +125,14 @@ def client(live: Live) -> Iterator[httpx.Client]:
         yield session
 
 
+@pytest.fixture(scope="session")
+def live_chunking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """One server that makes small chunks, so that a short text has many."""
+    server = serve(tmp_path_factory.mktemp("chunking"), chunk_tokens=64, chunk_overlap=8)
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Live]]:
     """Starts servers with settings of their own; all end with the test."""

@@ -260,6 +260,25 @@ class TestSearch:
         assert "notes/stars.txt, characters 0 to 41" in answer.stdout
         assert "Galaxies are made of stars" in answer.stdout
 
+    def test_filters_documents_and_contexts_can_be_asked_for(self, live: Live) -> None:
+        with httpx.Client(base_url=live.url) as client:
+            client.post("/collections", json={"name": "cli-more"})
+            texts = {"a": ("Stars shine. " * 30, 1), "b": ("Stars and seas.", 2)}
+            documents = [{"id": name, "text": text, "metadata": {"n": n}} for name, (text, n) in texts.items()]
+            client.post("/documents", json={"collection": "cli-more", "documents": documents}).raise_for_status()
+        asked = ("search", "stars", "--url", live.url, "-c", "cli-more")
+
+        filtered = json.loads(run(*asked, "--filter", "n = 2", "--json").stdout)
+        varied = json.loads(run(*asked, "--by-document", "--diversity", "0.5", "--json").stdout)
+        context = run(*asked, "--context", "100", "--filter", "n = 2").stdout
+        wrong = run(*asked, "--filter", "n =")
+
+        assert [each["document"] for each in filtered["matches"]] == ["b"]
+        assert {each["document"] for each in varied["matches"]} == {"a", "b"}
+        assert context == "[1] (b)\nStars and seas.\n"
+        assert (wrong.returncode, wrong.stderr) == (2, "error: the filter needs a value at character 4: it ends\n")
+        assert "…" in run(*asked).stdout
+
     def test_the_servers_reranker_can_be_asked_for(self, live: Live, live_reranking: Live, folder: Path) -> None:
         for server in (live, live_reranking):
             run("ingest", folder, "--url", server.url, "-c", "cli-rerank")

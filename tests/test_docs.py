@@ -78,13 +78,18 @@ def test_the_api_pages_commands_work(
 
     assert [each["state"] for each in answers[0]["documents"]] == ["ready", "ready"]
     assert answers[1]["documents"][0]["id"] == "notes/badgers.md"
-    (jina,) = (each for each in answers if isinstance(each, dict) and "results" in each)
+    batch, jina = (each for each in answers if isinstance(each, dict) and "results" in each)
+    (prompt,) = (each for each in answers if isinstance(each, dict) and "citations" in each)
+    (similar,) = (each for each in answers if isinstance(each, dict) and each.get("document") == "otters")
     tei, embedded, sparse, cosines = (each for each in answers if isinstance(each, list))
     matrix, near, clusters, alike = (each for each in answers if isinstance(each, dict) and "metric" in each)
     (generated,) = (each for each in answers if isinstance(each, dict) and "requested_model" in each)
     (info,) = (each for each in answers if isinstance(each, dict) and "model_id" in each)
     (health,) = (each for each in answers if isinstance(each, dict) and "models" in each)
     (found,) = (each for each in answers if isinstance(each, dict) and each.get("reranker"))
+    assert [[match["document"] for match in each["matches"]] for each in batch["results"]] == [["otters"], ["whales"]]
+    assert prompt["context"].startswith("[1] On otters (otters)\n")
+    assert [each["document"] for each in similar["matches"]] == ["whales"]
     assert [each["index"] for each in jina["results"]] == [1, 0]
     assert [each["index"] for each in tei] == [1, 0]
     assert found["matches"][0]["document"] == "otters"

@@ -60,8 +60,8 @@ def _addressable(given: str) -> str:
         raise ValueError("an id has no slash at its ends and no two in a row")
     if any(ord(character) < ord(" ") or "\x7f" <= character <= "\x9f" for character in given):
         raise ValueError("an id has no control characters")
-    if len(parts) > 1 and parts[-1] == "chunks":
-        raise ValueError("an id does not end in /chunks: that is the address of a document's chunks")
+    if len(parts) > 1 and parts[-1] in {"chunks", "similar"}:
+        raise ValueError(f"an id does not end in /{parts[-1]}: that is an address of its own")
     return given
 
 

@@ -1,4 +1,4 @@
-"""The command line: serve, pull, list, embed, ingest, search, doctor, tune."""
+"""The command line: serve, pull, list, embed, ingest, search, evaluate, doctor, tune."""
 
 import sys
 from pathlib import Path
@@ -276,21 +276,123 @@ def search(
     k: Annotated[int, typer.Option("-k", "--limit", min=1, max=1000, help="Matches at most.")] = 10,
     mode: Annotated[Literal["hybrid", "vector", "keyword"], typer.Option(help="What is compared.")] = "hybrid",
     rerank: Annotated[bool, typer.Option("--rerank", help="Have the server's reranker order the best.")] = False,
+    filter_: Annotated[
+        str | None,
+        typer.Option("--filter", help="What metadata must hold: 'year >= 2020 and not draft = true'.", callback=_utf8),
+    ] = None,
+    by_document: Annotated[
+        bool, typer.Option("--by-document", help="A match is a document, with its best passage.")
+    ] = False,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="How much a match must differ from those before it.")
+    ] = 0.0,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, max=100_000, help="Print a context for a language model of so many tokens.", metavar="N"),
+    ] = None,
     url: Url = None,
     key: Key = None,
     data: Data = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a running server's documents."""
+    """Search a running server's documents.
+
+    COLLECTION may be several, parted by commas.
+    """
     if not query.strip():
         raise InvalidInput("the query is empty", param="query")
+    options: dict[str, object] = {"collection": collection, "k": k, "mode": mode}
+    if rerank:
+        options["rerank"] = True
+    if filter_ is not None:
+        options["filter"] = filter_
+    if by_document:
+        options |= {"group": "document", "per_document": 1}
+    if diversity:
+        options["diversity"] = diversity
+    if context is not None:
+        options |= {"format": "context", "tokens": context}
+    elif not as_json:
+        options["snippet"] = printing.TEXT_SHOWN
     with _server(_settings(data=data, config=config), url, key) as server:
-        answer = server.search(query, collection=collection, k=k, mode=mode, rerank=rerank)
+        answer = server.search(query, options=options)
     if as_json:
         printing.as_json(answer)
-        return
-    printing.matches(answer["matches"])
+    elif context is not None:
+        typer.echo(answer["context"])
+    else:
+        printing.matches(answer["matches"])
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A data set as BEIR lays it out: corpus.jsonl, queries.jsonl, and qrels.tsv or qrels/test.tsv.",
+            exists=True,
+            file_okay=False,
+        ),
+    ],
+    *,
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection",
+            "-c",
+            help="Name of a collection; evaluate-FOLDER if left out.",
+            metavar="NAME",
+            callback=_utf8,
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="Compare fusions, weights and reranking on a collection that is there; change nothing."
+        ),
+    ] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Start a server for this, with a data directory that goes with it.")
+    ] = False,
+    model: Model = None,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how well a server finds what people judged relevant.
+
+    Indexes the corpus into a collection of its own and asks every question. With --compare nothing is indexed: the
+    questions and judgements are about documents that the collection has.
+    """
+    from contextlib import ExitStack
+
+    from appliance.cli import evaluation
+
+    if alone and (compare or url is not None):
+        raise InvalidInput("--alone goes with neither --compare nor --url", param="alone")
+    if compare and (collection is None or model is not None):
+        raise InvalidInput("--compare needs a --collection, and no --model", param="collection")
+    name = collection or f"evaluate-{folder.resolve().name}"
+    settings = _settings(data=data, config=config)
+    evaluation.read_judgements(folder)  # before a server is asked, or started
+    with ExitStack() as stack:
+        if alone:
+            url = stack.enter_context(evaluation.own_server(settings, model))
+            key = None
+        server = stack.enter_context(_server(settings, url, key))
+        progress = printing.progress
+        if compare:
+            result = evaluation.compare(server, folder, collection=name, progress=progress)
+        else:
+            result = evaluation.evaluate(server, folder, collection=name, model=model, progress=progress)
+    progress("")
+    if as_json:
+        printing.as_json(result)
+    else:
+        typer.echo(evaluation.table(result))
 
 
 @app.command()

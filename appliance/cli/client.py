@@ -3,7 +3,7 @@
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -81,17 +81,27 @@ class Server:
     ) -> None:
         self._http.close()
 
-    def search(self, query: str, *, collection: str, k: int, mode: str, rerank: bool) -> dict[str, Any]:
-        """The answer of `/search`; UpstreamFailed and NotAllowed as for every call."""
-        body = {"q": query, "collection": collection, "k": k, "mode": mode} | ({"rerank": True} if rerank else {})
-        return self._call("POST", "/search", json=body)
+    def search(self, query: str, *, options: Mapping[str, object]) -> dict[str, Any]:
+        """The answer of `/search`, asked with these fields besides; UpstreamFailed and NotAllowed as for every call."""
+        return self._call("POST", "/search", json={"q": query, **options})
 
-    def ensure(self, collection: str) -> None:
-        """Make the collection, with the server's default model, unless it exists."""
+    def collection(self, name: str) -> dict[str, Any]:
+        """What `/collections/<name>` tells."""
+        return self._call("GET", f"/collections/{_quoted(name)}")
+
+    def ensure(self, collection: str, *, model: str | None = None) -> None:
+        """Make the collection, with this model or the server's default, unless it exists."""
         try:
-            self._call("GET", f"/collections/{_quoted(collection)}")
+            self.collection(collection)
         except _Missing:
-            self._call("POST", "/collections", json={"name": collection})
+            body = {"name": collection} | ({"model": model} if model else {})
+            self._call("POST", "/collections", json=body)
+
+    def put(self, collection: str, documents: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+        """Queue documents, later if the server says so; what became of each."""
+        body = {"collection": collection, "wait": 0, "documents": documents}
+        outcomes: list[dict[str, Any]] = self._call("POST", "/documents", json=body)["documents"]
+        return outcomes
 
     def send(
         self, files: Iterable[Found], *, collection: str, advance: Callable[[int], None] = lambda _: None

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:  # imported when something is printed
     from rich.console import Console
+    from rich.text import Text
 
     from appliance.cli.client import Summary
     from appliance.cli.doctor import Check
@@ -72,14 +73,35 @@ def checks(done: Sequence["Check"]) -> None:
 
 def matches(found: Sequence[Mapping[str, Any]]) -> None:
     """Print a search's matches, the best first, each with the place it can be cited by."""
+    from rich.text import Text
+
     out = console()
     for rank, match in enumerate(found, 1):
         out.print(f"{rank}. {match['title'] or match['document']}  {match['score']:.3f}", style="bold")
         out.print(f"   {match['document']}, characters {match['start']} to {match['end']}", style="dim")
-        text = " ".join(match["text"].split())
-        out.print(f"   {text[:TEXT_SHOWN]}{'…' if len(text) > TEXT_SHOWN else ''}\n")
+        out.print(Text("   ").append_text(_shown(match)).append("\n"))
     if not found:
         out.print("nothing was found")
+
+
+def progress(text: str) -> None:
+    """Show on a terminal's standard error what goes on, instead of what was shown before; nothing elsewhere."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+
+def _shown(match: Mapping[str, Any]) -> "Text":
+    """The match's snippet in one line, what was looked for in bold; without one, the beginning of its text."""
+    from rich.text import Text
+
+    part = match.get("snippet") or {"text": match["text"][:TEXT_SHOWN], "start": 0, "highlights": []}
+    shown = Text("…" if part["start"] else "")
+    for place, character in enumerate(part["text"]):
+        marked = any(start <= place < end for start, end in part["highlights"])
+        white = character.isspace()
+        if not (white and (shown.plain[-1:] in {" ", ""})):
+            shown.append(" " if white else character, "bold" if marked else None)
+    return shown.append("…" if part["start"] + len(part["text"]) < len(match["text"]) else "")
 
 
 def summary(done: "Summary") -> None:

@@ -1,12 +1,19 @@
 """One ranking out of several."""
 
-from collections.abc import Hashable, Sequence
-from typing import Final, TypeVar
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Final, Literal, TypeAlias, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
+Fusion: TypeAlias = Literal["rrf", "dbsf"]
+"""By ranks, or by scores."""
+
 RANK_CONSTANT: Final = 60
 """k of reciprocal rank fusion, from the paper that proposed it: the larger, the less the first ranks stand out."""
+
+_DEVIATIONS: Final = 3
+"""Standard deviations from the mean where a scaled score ends: all of nearly any distribution lies between."""
 
 
 def rrf(legs: Sequence[tuple[Sequence[Key], float]], *, k: int = RANK_CONSTANT) -> list[tuple[Key, float]]:
@@ -23,10 +30,50 @@ def rrf(legs: Sequence[tuple[Sequence[Key], float]], *, k: int = RANK_CONSTANT) 
     Returns:
         Keys with scores in 0…1, the best first. Equal scores: by rank, then the earlier leg first.
     """
-    counted = [(ranking, weight) for ranking, weight in legs if weight > 0]
-    best = sum(weight for _, weight in counted) / (k + 1)
+    return combined([(by_rank(ranking, k=k), weight) for ranking, weight in legs])
+
+
+def dbsf(legs: Sequence[tuple[Mapping[Key, float], float]]) -> list[tuple[Key, float]]:
+    """Distribution-based score fusion: the weighted mean of each leg's scores as `by_score` scales them.
+
+    What a leg does not have counts 0 there.
+
+    Args:
+        legs: scores by key, each with its weight >= 0, in the order of their ranking.
+
+    Returns:
+        As `rrf`.
+    """
+    return combined([(by_score(scores), weight) for scores, weight in legs])
+
+
+def by_rank(ranking: Sequence[Key], *, k: int = RANK_CONSTANT) -> dict[Key, float]:
+    """(k + 1) / (k + rank): 1.0 for the first, towards 0 for later ones."""
+    return {key: (k + 1) / (k + rank) for rank, key in enumerate(dict.fromkeys(ranking), start=1)}
+
+
+def by_score(scores: Mapping[Key, float]) -> dict[Key, float]:
+    """Scores scaled so that their mean is 0.5, and three standard deviations around it are 0 and 1, where they end.
+
+    What scales differ in, cosine from BM25, is gone then; that one match is far ahead of the others is not. Where all
+    scores are alike, or there is one only, each is 1.
+    """
+    if not scores:
+        return {}
+    mean = math.fsum(scores.values()) / len(scores)
+    spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores.values()) / len(scores))
+    width = 2 * _DEVIATIONS * spread
+    if width <= 1e-9 * abs(mean):  # all alike, but for rounding
+        return dict.fromkeys(scores, 1.0)
+    return {key: min(max(0.5 + (score - mean) / width, 0.0), 1.0) for key, score in scores.items()}
+
+
+def combined(legs: Sequence[tuple[Mapping[Key, float], float]]) -> list[tuple[Key, float]]:
+    """The weighted mean of what each leg gives a key, 0 where it gives none; the best first, as `rrf`."""
+    counted = [(values, weight) for values, weight in legs if weight > 0]
+    total = math.fsum(weight for _, weight in counted)
     scores: dict[Key, float] = {}
-    for ranking, weight in counted:
-        for rank, key in enumerate(dict.fromkeys(ranking), start=1):
-            scores[key] = scores.get(key, 0.0) + weight / (k + rank) / best
+    for values, weight in counted:
+        for key, value in values.items():
+            scores[key] = scores.get(key, 0.0) + weight * value / total
     return sorted(scores.items(), key=lambda item: -item[1])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.search.fusion import rrf
+from appliance.search.fusion import by_score, dbsf, rrf
 
 
 def test_a_key_scores_by_its_rank_in_each_leg() -> None:
@@ -62,3 +62,47 @@ def test_all_keys_come_back_once_with_falling_scores(
 @given(ranking=_rankings, weight=st.floats(0.01, 10))
 def test_one_leg_keeps_its_order(ranking: list[int], weight: float) -> None:
     assert [key for key, _ in rrf([(ranking, weight), ([], 1.0)])] == ranking
+
+
+def test_scores_are_scaled_by_their_mean_and_deviation_and_end_at_three_of_them() -> None:
+    scores = {"a": 30.0} | {f"x{n}": 1.0 + n / 100 for n in range(40)}
+
+    scaled = by_score(scores)
+
+    assert scaled["a"] == 1.0
+    assert all(0.4 < scaled[f"x{n}"] < 0.5 for n in range(40))
+    assert by_score({"a": 2.0, "b": 1.0}) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+
+
+def test_scores_that_are_all_alike_are_all_the_best() -> None:
+    assert by_score({"a": 0.1 + 0.2, "b": 0.3}) == {"a": 1.0, "b": 1.0}
+    assert by_score({"a": 7.0}) == {"a": 1.0}
+    assert by_score({}) == {}
+
+
+def test_fusion_by_scores_keeps_a_lead_that_fusion_by_ranks_forgets() -> None:
+    near = {"a": 0.91, "b": 0.90, "c": 0.89}
+    worded = {"b": 1.1, "c": 1.0, "a": 9.0}
+
+    assert dbsf([(near, 1.0), (worded, 1.0)])[0][0] == "a"
+    assert dbsf([(near, 1.0), (worded, 0.0)])[0][0] == "a"
+    assert dbsf([(near, 0.0), ({}, 1.0)]) == []
+
+
+@given(
+    st.lists(st.dictionaries(st.integers(0, 9), st.floats(-1e6, 1e6), max_size=8), min_size=1, max_size=3),
+    st.floats(0.01, 100),
+    st.floats(-100, 100),
+)
+def test_fused_scores_lie_between_0_and_1_and_do_not_depend_on_the_scale(
+    legs: list[dict[int, float]], factor: float, shift: float
+) -> None:
+    ordered = [dict(sorted(leg.items(), key=lambda item: -item[1])) for leg in legs]
+
+    fused = dbsf([(leg, 1.0) for leg in ordered])
+
+    assert all(0 <= score <= 1 for _, score in fused)
+    assert {key for key, _ in fused} == {key for leg in legs for key in leg}
+    moved = [{key: score * factor + shift for key, score in leg.items()} for leg in ordered]
+    if all(len(leg) < 2 or max(leg.values()) - min(leg.values()) > 1 for leg in ordered):
+        assert dict(dbsf([(leg, 1.0) for leg in moved])) == pytest.approx(dict(fused), abs=1e-5)

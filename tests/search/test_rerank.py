@@ -12,7 +12,7 @@ from appliance.embedding.reranker import Reranker
 from appliance.embedding.spec import HashSpec, OnnxRerankerSpec
 from appliance.errors import EngineFailed, EngineUnavailable
 from appliance.search.rerank import passage
-from appliance.search.retriever import Mode, Retriever
+from appliance.search.retriever import Found, Mode, Place, Query, Retriever
 from appliance.store.base import Chunk
 from appliance.store.memory import MemoryStore
 
@@ -87,27 +87,25 @@ def retriever(store: MemoryStore) -> Callable[..., Retriever]:
     return lambda **options: Retriever(vectors=store, words=store, **options)
 
 
+async def searched(
+    retriever: Retriever, embedder: Embedder, reranker: Reranker | None, collection: str = "all", **options: object
+) -> list[Found]:
+    place = Place(collection, "hash", DIMENSIONS, embedder)
+    query = Query(q="boat", places=[place], reranker=reranker, **options)  # type: ignore[arg-type]  # each its own
+    return (await retriever.search(query)).found
+
+
 async def asked(retriever: Retriever, embedder: Embedder, reranker: Reranker | None, **options: object) -> list[str]:
-    found = await retriever.search(
-        "boat",
-        embedder=embedder,
-        collection="all",
-        dimensions=DIMENSIONS,
-        reranker=reranker,
-        **options,  # type: ignore[arg-type]  # each test names its own
-    )
-    return [each.document for each in found]
+    return [each.document for each in await searched(retriever, embedder, reranker, **options)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_relevance_decides_the_order_and_becomes_the_score(
     retriever: Callable[..., Retriever], embedder: Embedder, reranker: Reranker, mode: Mode
 ) -> None:
-    plain = await retriever().search("boat", embedder=embedder, collection="all", dimensions=DIMENSIONS, mode=mode)
+    plain = await searched(retriever(), embedder, None, mode=mode)
 
-    found = await retriever().search(
-        "boat", embedder=embedder, collection="all", dimensions=DIMENSIONS, mode=mode, reranker=reranker
-    )
+    found = await searched(retriever(), embedder, reranker, mode=mode)
 
     assert plain[0].document == "d0"
     assert {each.rerank_score for each in plain} == {None}
@@ -148,11 +146,7 @@ async def test_nothing_found_needs_no_reranking(
 ) -> None:
     store.create("none", DIMENSIONS)
 
-    found = await retriever().search(
-        "boat", embedder=embedder, collection="none", dimensions=DIMENSIONS, reranker=reranker
-    )
-
-    assert found == []
+    assert await searched(retriever(), embedder, reranker, "none") == []
 
 
 async def test_a_search_does_not_go_on_without_its_reranker(

@@ -1,0 +1,71 @@
+"""Where the words of a question stand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.search.highlights import Marker, snippet
+
+
+def marked(q: str, text: str) -> list[str]:
+    return [text[start:end] for start, end in Marker(q).ranges(text)]
+
+
+@pytest.mark.parametrize(
+    ("q", "text", "expected"),
+    [
+        ("sleeping otters", "Otters sleep; an otter slept.", ["Otters", "sleep", "otter"]),
+        ("the otter", "The otter and the sea", ["otter"]),
+        ("the", "The otter and the sea", ["The", "the"]),
+        ("CAFE", "Café, cafés, cafeteria", ["Café", "cafés"]),
+        ("comput*", "Computers compute computation; com", ["Computers", "compute", "computation"]),
+        ('"hold hands"', "They hold each other's hands", ["hold", "hands"]),
+        ("水獺睡覺", "水獺會睡覺,獺", ["水獺", "睡覺"]),
+        ("海", "海獺在海裡", ["海", "海"]),
+        ("海獺在", "看海獺在海", ["海獺在"]),
+        ("x", "", []),
+        ("", "anything", []),
+        ("?!", "anything", []),
+    ],
+)
+def test_words_are_marked_by_their_stems_prefixes_and_pairs(q: str, text: str, expected: list[str]) -> None:
+    assert marked(q, text) == expected
+
+
+@given(st.text(max_size=60), st.text(max_size=200), st.integers(1, 100))
+def test_ranges_lie_in_the_text_in_order_and_so_does_the_snippet(q: str, text: str, length: int) -> None:
+    ranges = Marker(q).ranges(text)
+
+    part = snippet(text, ranges, length=length)
+
+    flat = [place for each in ranges for place in each]
+    assert flat == sorted(flat)
+    assert all(0 <= start < end <= len(text) for start, end in ranges)
+    assert text[part.start : part.end] == part.text
+    assert len(part.text) <= length
+    assert all(0 <= start < end <= len(part.text) for start, end in part.highlights)
+
+
+def test_a_snippet_is_the_part_with_the_most_words_and_ends_between_words() -> None:
+    text = "An otter is mentioned. " + "Nothing else happens here at all. " * 5 + "Otters sleep and otters dream now."
+    ranges = Marker("otters sleep dream").ranges(text)
+
+    part = snippet(text, ranges, length=50)
+
+    assert part.text.endswith("Otters sleep and otters dream now.")
+    assert [part.text[a:b] for a, b in part.highlights] == ["Otters", "sleep", "otters", "dream"]
+    assert text[part.start - 1] == " "
+
+
+def test_a_snippet_without_words_is_the_beginning_and_a_short_text_is_whole() -> None:
+    text = "One two three four five six seven."
+
+    assert snippet(text, [], length=12).text == "One two"
+    assert snippet(text, [(4, 7)], length=99).text == text
+    assert snippet(text, [(4, 7)], length=99).highlights == ((4, 7),)
+
+
+def test_a_word_longer_than_the_snippet_does_not_break_it() -> None:
+    text = "a " + "x" * 100 + " b"
+
+    assert len(snippet(text, Marker("x" * 100).ranges(text), length=20).text) <= 20
