@@ -135,6 +135,9 @@ class VectorStore(Protocol):
     def remove(self, collection: str, document: str) -> int:
         """Remove a document; how many chunks it had."""
 
+    def rename(self, collection: str, document: str, new: str) -> None:
+        """Give what a document has another document's name, in place of what that one had; no-op if it has nothing."""
+
     def nearest(
         self, collection: str, vector: Vector, *, limit: int, where: Where = (), exact: bool = False
     ) -> list[Match]:

@@ -74,6 +74,13 @@ class MemoryStore:
             gone = self._find(collection).documents.pop(document, None)
         return len(gone.chunks) if gone else 0
 
+    def rename(self, collection: str, document: str, new: str) -> None:
+        """See VectorStore."""
+        with self._lock:
+            documents = self._find(collection).documents
+            if document in documents and document != new:
+                documents[new] = documents.pop(document)
+
     def nearest(
         self,
         collection: str,

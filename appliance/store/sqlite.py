@@ -171,6 +171,19 @@ class SqliteStore:
                 _close_gaps(connection, stored, stored.chunks - removed)
         return removed
 
+    def rename(self, collection: str, document: str, new: str) -> None:
+        """See VectorStore."""
+        with self._database.write() as connection:
+            stored = _found(connection, collection)
+            run = connection.exec_driver_sql
+            this = (stored.id, document)
+            there = run("SELECT id FROM chunk WHERE collection = ? AND document = ? LIMIT 1", this).first()
+            if there is None or document == new:
+                return
+            removed = _delete(connection, stored, [new])
+            run("UPDATE chunk SET document = ? WHERE collection = ? AND document = ?", (new, *this))
+            _count(connection, stored, added=0, removed=removed)
+
     def nearest(
         self, collection: str, vector: Vector, *, limit: int, where: Where = (), exact: bool = False
     ) -> list[Match]:

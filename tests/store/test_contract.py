@@ -101,6 +101,28 @@ def test_the_nearest_come_first_with_their_cosine(store: Store) -> None:
     assert store.nearest("c", X, limit=0) == []
 
 
+def test_a_renamed_document_keeps_its_chunks_and_vectors(store: Store) -> None:
+    store.create("c", 3)
+    store.put("c", "old", [chunk(0, "otters"), chunk(1, "whales")], np.stack([X, Y]))
+    store.put("c", "other", [chunk(0, "badgers")], Z[None])
+    store.put("c", "new", [chunk(0, "gone")], Z[None])
+
+    store.rename("c", "old", "new")
+    store.rename("c", "nothing", "other")
+    store.rename("c", "new", "new")
+
+    assert store.chunks("c", "old") == []
+    assert [each.text for each in store.chunks("c", "new")] == ["otters", "whales"]
+    assert [each.text for each in store.chunks("c", "other")] == ["badgers"]
+    assert keys(store.nearest("c", Y, limit=1)) == [("new", 1)]
+    assert keys(store.matching("c", "otters", limit=9)) == [("new", 0)]
+    assert store.matching("c", "gone", limit=9) == []
+    assert store.count("c") == 3
+    assert store.remove("c", "new") == 2
+    with pytest.raises(CollectionNotFound):
+        store.rename("nowhere", "a", "b")
+
+
 def test_ties_come_in_the_order_of_document_and_ordinal(store: Store) -> None:
     store.create("c", 3)
     for document in ("m", "b", "z", "a"):
