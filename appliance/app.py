@@ -16,8 +16,10 @@ from appliance.api import (
     collections,
     documents,
     errors,
+    events,
     generate,
     health,
+    jobs,
     ollama,
     openai,
     rerank,
@@ -42,7 +44,9 @@ from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards
 from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
+from appliance.ingest.events import Events
 from appliance.ingest.ingestor import Ingestor
+from appliance.ingest.jobs import Jobs
 from appliance.search.retriever import Retriever
 from appliance.settings import Settings, shipped
 from appliance.store.sqlite import SqliteStore
@@ -72,8 +76,23 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # a redirect names the scheme that we see, not the one of a proxy before us
     )
-    texts = openai, generate, ollama, rerank, tei, similarity
-    for room in (*texts, similar, documents, collections, search, cache, health):  # `similar` before every other id
+    rooms = (
+        openai,
+        generate,
+        ollama,
+        rerank,
+        tei,
+        similarity,
+        similar,  # before every other document
+        documents,
+        jobs,
+        events,
+        collections,
+        search,
+        cache,
+        health,
+    )
+    for room in rooms:
         app.include_router(room.router)
     errors.install(app)
     # the last one added is the first to see a request
@@ -210,6 +229,15 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         max_pixels=settings.max_pixels,
         on_settled=metrics.ingested,
     )
+    told = Events()
+    running = Jobs(
+        catalog=catalog,
+        ingestor=ingestor,
+        events=told,
+        roots=settings.ingest_roots,
+        watched=settings.watched(),
+    )
+    metrics.follow_jobs(catalog.jobs.counts)
     metrics.follow("queue_depth", registry.waiting)
     metrics.follow("documents", catalog.total)
     metrics.follow("chunks", store.total)
@@ -226,6 +254,8 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     )
     await ingestor.start()
     stack.push_async_callback(ingestor.stop)
+    await running.start()
+    stack.push_async_callback(running.stop)
     preloads = dict.fromkeys([registry.default.name, *(_to_preload(registry, name) for name in settings.preload)])
     loads = (_preload(registry, name) for name in preloads)
     for task in (registry.unload_idle(), _follow_cards(settings, registry), asyncio.to_thread(store.warm), *loads):
@@ -235,6 +265,8 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         catalog=catalog,
         store=store,
         ingestor=ingestor,
+        jobs=running,
+        events=told,
         retriever=retriever,
         metrics=metrics,
         cache=cache,

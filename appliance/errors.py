@@ -10,7 +10,8 @@
     ├── NotFound
     │   ├── ModelNotFound
     │   ├── CollectionNotFound
-    │   └── DocumentNotFound
+    │   ├── DocumentNotFound
+    │   └── JobNotFound
     ├── Conflict
     │   ├── CollectionExists
     │   └── ModelMismatch
@@ -94,6 +95,10 @@ class CollectionNotFound(NotFound):
 
 class DocumentNotFound(NotFound):
     """The collection has no document with this id."""
+
+
+class JobNotFound(NotFound):
+    """There is no job of this number: there never was, or it was forgotten."""
 
 
 class Conflict(ApplianceError):

@@ -74,6 +74,7 @@ Place = Annotated[Path, BeforeValidator(lambda value: Path(value).expanduser() i
 MaybePlace = Annotated[Place | None, BeforeValidator(_given)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+Places = Annotated[list[Place], NoDecode, BeforeValidator(_listed)]
 Pairs = Annotated[dict[str, str], NoDecode, BeforeValidator(_paired)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_listed)]
 
@@ -226,6 +227,15 @@ class Settings(BaseSettings):
     wait: float = Field(
         10.0, ge=0, le=3600, description="Seconds that POST /documents waits for a document to be ready."
     )
+    ingest_roots: Places = Field(
+        [],
+        description="Folders below which callers may have the server itself read files and folders; with none, none.",
+    )
+    watch_folders: Pairs = Field(
+        {},
+        description='Folders to keep collections like: { "/srv/notes" = "notes" }; in an environment variable '
+        "folder=collection, between commas.",
+    )
     token_ids: Literal["cl100k", "model", "reject"] = Field(
         "cl100k",
         description="Whose ids the token arrays of /v1/embeddings are: OpenAI's, the model's own, or nobody's.",
@@ -284,6 +294,10 @@ class Settings(BaseSettings):
         """What can be built again."""
         return self.data / "cache"
 
+    def watched(self) -> dict[Path, str]:
+        """The folders that are followed, and the collection of each."""
+        return {Path(folder).expanduser().absolute(): name for folder, name in self.watch_folders.items()}
+
     def origin(self, name: str) -> str:
         """Where a value came from, for a person: `--port`, `APPLIANCE_PORT`, the file's path, `profile low-memory`, or
         `default`.
@@ -324,6 +338,11 @@ class Settings(BaseSettings):
             return value
         return None if self.secrets_file is None else _read_secrets(self.secrets_file).get(name) or None
 
+    @field_validator("ingest_roots")
+    @classmethod
+    def _all_absolute(cls, paths: list[Path]) -> list[Path]:
+        return [path.absolute() for path in paths]
+
     @field_validator("data", "config", "api_keys_file", "npu_library", "secrets_file")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
@@ -350,6 +369,18 @@ class Settings(BaseSettings):
         if self.simulate_npu and (self.engine == "cpu" or self.npu_library is not None):
             other = "engine = cpu" if self.engine == "cpu" else "npu_library"
             raise InvalidInput(f"simulate_npu and {other} exclude each other", param="simulate_npu")
+        ends = [(folder.name, collection) for folder, collection in self.watched().items()]
+        if not all(folder and collection for folder, collection in ends):
+            raise InvalidInput("watch_folders: a folder that has a name, and a collection", param="watch_folders")
+        if len(set(ends)) < len(ends):
+            raise InvalidInput(
+                "watch_folders: two folders of one name in one collection would remove each other's documents",
+                param="watch_folders",
+            )
+        if not all(root.name for root in self.ingest_roots):
+            raise InvalidInput(
+                "ingest_roots: a folder that has a name is needed, not all there is", param="ingest_roots"
+            )
         if 0 < self.chunk_tokens <= self.chunk_overlap:
             raise InvalidInput("chunk_overlap must be less than chunk_tokens", param="chunk_overlap")
 

@@ -250,6 +250,61 @@ class TestIngest:
         assert answer.stderr.count("\n") == 1
         assert "appliance serve" in answer.stderr
 
+    def test_a_moved_file_is_not_embedded_again_and_a_removed_one_goes_where_that_is_asked_for(
+        self, live: Live, folder: Path
+    ) -> None:
+        run("ingest", folder, "--url", live.url, "-c", "cli-moved")
+        (folder / "2024" / "plan.md").rename(folder / "plan.md")
+        (folder / "stars.txt").unlink()
+
+        moved = json.loads(run("ingest", folder, "--url", live.url, "-c", "cli-moved", "--json").stdout)
+        pruned = run("ingest", folder, "--url", live.url, "-c", "cli-moved", "--prune")
+
+        assert (moved["added"], moved["moved"], moved["removed"]) == (0, 1, 0)
+        assert pruned.stdout.startswith("0 added, 0 updated, 1 unchanged, 1 removed, 0 skipped, 0 failed")
+        left = httpx.get(f"{live.url}/documents", params={"collection": "cli-moved"}).json()["documents"]
+        assert [each["id"] for each in left] == ["notes/plan.md"]
+
+    def test_many_files_are_a_job_and_a_second_run_is_one_that_does_nothing(self, live: Live, tmp_path: Path) -> None:
+        many = tmp_path / "bulk"
+        many.mkdir()
+        for number in range(BATCH_FILES * 3):
+            (many / f"{number}.txt").write_text(f"note number {number}")
+
+        runs = [run("ingest", many, "--url", live.url, "-c", "cli-job") for _ in range(2)]
+
+        assert [each.returncode for each in runs] == [0, 0]
+        jobs = httpx.get(f"{live.url}/jobs", params={"collection": "cli-job"}).json()["jobs"]
+        assert [each["state"] for each in jobs] == ["done", "done"]
+        assert [(each["counts"]["ready"], each["counts"]["unchanged"]) for each in jobs] == [(0, 96), (96, 0)]
+
+    def test_a_folder_is_followed_until_ctrl_c(self, live: Live, folder: Path) -> None:
+        command = [*PROGRAM, "ingest", str(folder), "--watch", "--json", "--url", live.url, "-c", "cli-watch"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+            assert program.stdout is not None
+            first = json.loads(program.stdout.readline())
+            (folder / "stars.txt").rename(folder / "2024" / "stars.txt")
+            moved = json.loads(program.stdout.readline())
+            (folder / "2024" / "plan.md").unlink()
+            removed = json.loads(program.stdout.readline())
+            program.send_signal(signal.SIGINT)
+            _, told = program.communicate(timeout=20)
+
+        assert (first["added"], moved["moved"], moved["removed"], removed["removed"]) == (2, 1, 0, 1)
+        assert (program.returncode, told.splitlines()[-1]) == (0, "ended")
+
+    def test_watching_a_file_or_two_folders_of_one_name_is_wrong_usage(
+        self, live: Live, folder: Path, tmp_path: Path
+    ) -> None:
+        other = tmp_path / "elsewhere" / "notes"
+        shutil.copytree(folder, other)
+
+        answers = [
+            run("ingest", *paths, "--watch", "--url", live.url) for paths in ([folder / "stars.txt"], [folder, other])
+        ]
+
+        assert [each.returncode for each in answers] == [2, 2]
+
 
 class TestSearch:
     def test_a_match_is_printed_with_the_place_to_cite(self, live: Live, folder: Path) -> None:

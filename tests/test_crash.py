@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import PIL.Image
@@ -99,6 +100,53 @@ def test_twenty_kills_lose_no_acknowledged_document_and_leave_no_orphan(tmp_path
             time.sleep(0.05)
     server.kill()
     assert orphans(tmp_path / "appliance.db") == []
+
+
+FILES = 400
+FOLDER_KILLS = 8
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_put_in_through_many_kills_is_whole_and_each_file_was_embedded_once(tmp_path: Path) -> None:
+    random.seed(11)
+    folder = tmp_path / "notes"
+    for n in range(FILES):
+        path = folder / str(n % 7) / f"{n}.{'md' if n % 3 else 'txt'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# Note {n}\n\n" + f"note{n} words of a passage " * random.randrange(1, 300))  # noqa: S311
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "appliance.toml").write_text(f'ingest_roots = ["{tmp_path}"]\n')
+    lives, job = 0, 0
+    job_after: dict[str, Any] = {"state": ""}
+
+    while job_after["state"] != "done":
+        server = Server(data)
+        server.wait_until_ready()
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            if not job:
+                job = client.post("/documents", json={"folder": "notes"}).json()["job"]
+            end = time.monotonic() + random.random() * 0.8 + (0 if lives < FOLDER_KILLS else 30)  # noqa: S311
+            while time.monotonic() < end and job_after["state"] != "done":
+                job_after = client.get(f"/jobs/{job}").json()
+                time.sleep(0.02)
+        server.kill()
+        lives += 1
+
+    counts = job_after["counts"]
+    assert lives > 2
+    assert (counts["total"], counts["ready"], counts["waiting"], counts["failed"]) == (FILES, FILES, 0, 0)
+    assert orphans(data / "appliance.db") == []
+    database = Database(data / "appliance.db")
+    with database.read() as connection:
+        rows = connection.exec_driver_sql("SELECT state, version, attempts, chunks FROM document").all()
+        items = connection.exec_driver_sql("SELECT state, count(*) FROM job_item GROUP BY state").all()
+    database.close()
+    assert len(rows) == FILES
+    assert {(row[0], row[1]) for row in rows} == {("ready", 1)}
+    # what was in hand at a kill is taken again, at most 64 documents, and nothing else is
+    assert sum(row[2] - 1 for row in rows) <= 64 * lives
+    assert [tuple(row) for row in items] == [("ready", FILES)]
 
 
 def test_images_that_were_acknowledged_before_a_kill_are_found_after_it(

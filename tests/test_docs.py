@@ -78,6 +78,10 @@ def test_the_api_pages_commands_work(
 
     assert [each["state"] for each in answers[0]["documents"]] == ["ready", "ready"]
     assert answers[1]["documents"][0]["id"] == "notes/badgers.md"
+    archive, texts, job, listed, retried, documents = answers[5:11]
+    assert (archive["job"], texts["job"], job["counts"]["ready"], retried["retried"]) == (1, 2, 2, 0)
+    assert [each["id"] for each in listed["jobs"]] == [2, 1]
+    assert len(documents["documents"]) == 2
     batch, jina = (each for each in answers if isinstance(each, dict) and "results" in each)
     (prompt,) = (each for each in answers if isinstance(each, dict) and "citations" in each)
     (similar,) = (each for each in answers if isinstance(each, dict) and each.get("document") == "otters")

@@ -84,6 +84,8 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "max_body": (2_000_000, "2MB", '"2MB"', 2_000_000),
     "max_pending": (7, "7", "7", 7),
     "wait": (0.5, "0.5", "0.5", 0.5),
+    "ingest_roots": ([Path("/srv/a")], "/srv/a", '["/srv/a"]', [Path("/srv/a")]),
+    "watch_folders": ({"/srv/a": "b"}, "/srv/a=b", '{ "/srv/a" = "b" }', {"/srv/a": "b"}),
     "token_ids": ("reject", "reject", '"reject"', "reject"),
     "strict_openai": (True, "yes", "true", True),
     "chunk_tokens": (128, "128", "128", 128),
@@ -111,6 +113,23 @@ def test_with_a_simulated_npu_its_model_is_the_default_unless_another_is_named()
 def test_a_simulated_npu_and_what_would_not_use_it_exclude_each_other(other: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="exclude each other"):
         Settings(simulate_npu=True, **other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"watch_folders": {"/a/notes": "c", "/b/notes": "c"}}, "one name"),
+        ({"watch_folders": {"/": "c"}}, "has a name"),
+        ({"watch_folders": {"/a/notes": ""}}, "a collection"),
+        ({"ingest_roots": [Path("/")]}, "has a name"),
+    ],
+)
+def test_folders_that_would_get_in_each_others_way_or_have_no_name_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Settings(**settings)
+    assert Settings(watch_folders={"/a/notes": "c", "/b/notes": "d", "~/x": "c"}).watched()[Path("/b/notes")] == "d"
 
 
 def test_the_table_of_this_test_knows_every_setting() -> None:

@@ -47,7 +47,7 @@ class Observed:
         request_id = _request_id(scope)
         answer = _Answer(send, request_id=request_id, headers_only=method == "HEAD")
         if method == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "head": True}
         with structlog.contextvars.bound_contextvars(request_id=request_id.decode()):
             try:
                 await self.app(scope, receive, answer.send)

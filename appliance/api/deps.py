@@ -24,7 +24,9 @@ from appliance.embedding.registry import Registry
 from appliance.embedding.reranker import Scores
 from appliance.embedding.spec import Card
 from appliance.errors import InvalidInput
+from appliance.ingest.events import Events
 from appliance.ingest.ingestor import Ingestor
+from appliance.ingest.jobs import Jobs
 from appliance.search.retriever import Retriever
 from appliance.store.base import VectorStore
 
@@ -51,6 +53,8 @@ class Appliance:
         catalog: which collections and documents exist.
         store: where their chunks are.
         ingestor: the one door through which they change.
+        jobs: what was handed in together.
+        events: what happens to documents and jobs.
         retriever: finds them.
         metrics: what was counted.
         cache: remembers embeddings; None where the settings want none.
@@ -65,6 +69,8 @@ class Appliance:
     catalog: Catalog
     store: VectorStore
     ingestor: Ingestor
+    jobs: Jobs
+    events: Events
     retriever: Retriever
     metrics: Metrics
     cache: EmbeddingCache | None = None

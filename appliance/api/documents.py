@@ -2,18 +2,29 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import IO, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote, urlencode
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    model_validator,
+)
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 
 from appliance.api.deps import (
+    Appliance,
     ApplianceDep,
     JsonObject,
     StrictBody,
@@ -24,8 +35,10 @@ from appliance.api.deps import (
     validated,
 )
 from appliance.api.errors import envelope
+from appliance.catalog.jobs import PRIORITIES
 from appliance.catalog.records import Document, DocumentState, Page
 from appliance.errors import CollectionNotFound, InvalidInput
+from appliance.ingest import archive
 from appliance.ingest.prepare import Incoming, Receipt
 from appliance.store.base import Chunk
 
@@ -71,6 +84,22 @@ DocumentId = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(
 Title = Annotated[str, Field(max_length=1000)]
 
 
+def _asked_job(value: object) -> object:
+    """`true`, `false` or a number, as a query string or a form has them."""
+    if not isinstance(value, str):
+        return value
+    return {"true": True, "false": False}.get(value, int(value) if value.isdecimal() and len(value) < 18 else value)  # noqa: PLR2004  # 64 bits
+
+
+AskedJob = StrictBool | Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)] | None
+"""True for a new job, or the number of one."""
+
+TextJob = Annotated[AskedJob, BeforeValidator(_asked_job)]
+Priority = Annotated[int, Field(ge=-PRIORITIES, le=PRIORITIES)]
+MovedFrom = Annotated[list[DocumentId], Field(max_length=1000)]
+ServerPath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
 def empty_until_made(collection: str) -> suppress:
     """Around a reading of a collection: of the default one, that it is not there yet is no error."""
     return suppress(*([CollectionNotFound] if collection == DEFAULT_COLLECTION else []))
@@ -87,7 +116,7 @@ class DocumentBody(StrictBody):
 
 
 class DocumentsBody(StrictBody):
-    """Documents to put in: one of `text`, `texts` and `documents`."""
+    """Documents to put in: one of `text`, `texts`, `documents`, `path` and `folder`."""
 
     collection: str = DEFAULT_COLLECTION
     wait: float | None = Field(default=None, ge=0, le=3600, description="seconds to wait until they can be found")
@@ -99,21 +128,36 @@ class DocumentsBody(StrictBody):
     text: str | None = None
     texts: list[str] | None = Field(default=None, min_length=1)
     documents: list[DocumentBody] | None = Field(default=None, min_length=1)
+    path: ServerPath | None = Field(default=None, description="of a file on the server, below one of its ingest_roots")
+    folder: ServerPath | None = Field(default=None, description="of a folder on the server; a job of its own")
+    prune: bool = Field(default=False, description="of a folder: remove the documents whose files are no more")
+    job: AskedJob = Field(default=None, description="true for a new job, or the number of one")
+    priority: Priority | None = Field(default=None, description="of a new job; 0 if left out, the higher goes first")
+    moved_from: MovedFrom = Field(
+        default=[], description="ids of documents that are gone: one of the same content takes its new id"
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> "DocumentsBody":
-        if sum(each is not None for each in (self.text, self.texts, self.documents)) != 1:
-            raise ValueError("give exactly one of text, texts and documents")
-        if self.text is None and self.id is not None:
+        given = (self.text, self.texts, self.documents, self.path, self.folder)
+        if sum(each is not None for each in given) != 1:
+            raise ValueError("give exactly one of text, texts, documents, path and folder")
+        if self.text is None and self.path is None and self.id is not None:
             raise ValueError("id belongs to a single text; in documents each has its own")
-        if self.documents is not None and (self.title or self.metadata):
+        if (self.documents is not None or self.folder is not None) and (self.title or self.metadata):
             raise ValueError("in documents each has its own title and metadata")
+        if self.prune and self.folder is None:
+            raise ValueError("prune goes with folder")
+        if self.folder is not None and (self.job not in {None, True} or self.moved_from):
+            raise ValueError("a folder is a job of its own")
         return self
 
     def items(self) -> list[DocumentBody]:
         """The documents, whatever form they came in."""
         if self.documents is not None:
             return self.documents
+        if self.folder is not None:
+            return []
         texts = [self.text] if self.text is not None else self.texts or []
         return [
             DocumentBody(id=self.id, text=text, title=self.title, metadata=self.metadata, media_type=self.media_type)
@@ -141,6 +185,11 @@ class FormFields(BaseModel):
     id: list[DocumentId] = Field(default=[], description="as many as files, in their order")
     title: Title = Field(default="", description="of a single file")
     metadata: Annotated[JsonObject, BeforeValidator(_from_text)] = Field(default={}, description="of every file")
+    job: TextJob = Field(default=None, description="true for a new job, or the number of one; archives need a new one")
+    priority: Priority | None = Field(default=None, description="of a new job; 0 if left out, the higher goes first")
+    moved_from: MovedFrom = Field(
+        default=[], description="ids of documents that are gone: one of the same content takes its new id"
+    )
 
 
 class DocumentInfo(BaseModel):
@@ -177,7 +226,7 @@ class DocumentOutcome(BaseModel):
     """What became of one document of a request."""
 
     id: str
-    change: Literal["created", "updated", "unchanged", "refused"]
+    change: Literal["created", "updated", "unchanged", "moved", "refused"]
     state: DocumentState | Literal["refused"]
     chunks: int
     tokens: int
@@ -188,6 +237,7 @@ class DocumentsOutcome(BaseModel):
     """What became of a request's documents, in their order."""
 
     collection: str
+    job: int | None = Field(default=None, description="the number of their job; only where one was asked for")
     documents: list[DocumentOutcome]
 
 
@@ -261,6 +311,7 @@ async def put_documents(
     request: Request,
     appliance: ApplianceDep,
     wait: Annotated[float | None, Query(ge=0, le=3600, description="seconds")] = None,
+    job: Annotated[str | None, Query(description="`true` for a new job, or the number of one")] = None,
 ) -> Response:
     """Put documents in; the same id again replaces, the same content again changes nothing.
 
@@ -268,28 +319,38 @@ async def put_documents(
     disk as well; poll Location. 207 when some can be found and others cannot: a file that cannot be read is refused
     alone. When none got in: 422 if all were refused, else 503. A file may be an image, where the collection's model
     takes images.
+
+    With `job` they are part of a job, which can be followed, paused and cancelled, and which documents without a job
+    overtake; then nobody waits unless `wait` says so. With `job=true`, ZIP and tar archives are unpacked. `path` and
+    `folder` have the server read files of its own, below `ingest_roots`.
     """
-    form = request.headers.get("content-type", "").lower().startswith("multipart/form-data")
-    given = await (_from_form(request) if form else _from_json(request))
-    if given.collection == DEFAULT_COLLECTION:
-        await appliance.ingestor.ensure_collection(DEFAULT_COLLECTION)
-    seconds = next(each for each in (wait, given.wait, appliance.wait) if each is not None)
-    receipts = await appliance.ingestor.add(given.collection, given.documents, wait=seconds, model=given.model)
-    return _answer(given.collection, receipts)
+    asked = None if job is None else validated({"job": job}, _Asked).job
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async with _form(request) as form:
+            given = await _from_form(form, job=asked)
+            return await _put(appliance, given, wait)
+    return await _put(appliance, await _from_json(request, appliance, job=asked), wait)
+
+
+class _Asked(BaseModel):
+    job: TextJob = None
 
 
 @router.get("/documents")
-async def list_documents(
+async def list_documents(  # noqa: PLR0917  # FastAPI gives them by name
     appliance: ApplianceDep,
     collection: Collection = DEFAULT_COLLECTION,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: Annotated[int | None, Query(ge=0, le=_LAST_SEQ, description="`next` of the page before")] = None,
     state: DocumentState | None = None,
+    prefix: Annotated[str, Query(max_length=512, description="what the ids begin with")] = "",
 ) -> DocumentList:
     """Documents in the order they came in, without their texts."""
     page = Page(documents=(), next=None)
     with empty_until_made(collection):
-        page = await asyncio.to_thread(appliance.catalog.documents, collection, limit=limit, after=after, state=state)
+        page = await asyncio.to_thread(
+            appliance.catalog.documents, collection, limit=limit, after=after, state=state, prefix=prefix
+        )
     return DocumentList(documents=[DocumentInfo(**_info(each)) for each in page.documents], next=page.next)
 
 
@@ -331,21 +392,101 @@ async def delete_document(
     return Response(status_code=204)
 
 
+class _Archive(NamedTuple):
+    name: str
+    prefix: str
+    file: IO[bytes]
+    size: int
+
+
 class _Given(NamedTuple):
     collection: str
     wait: float | None
     model: str | None
     documents: list[Incoming]
+    job: bool | int | None = None
+    priority: int | None = None
+    moved_from: Sequence[str] = ()
+    archives: Sequence[_Archive] = ()
+    folder: str | None = None
+    prune: bool = False
 
 
-async def _from_json(request: Request) -> _Given:
+async def _put(appliance: Appliance, given: _Given, wait: float | None) -> Response:
+    if given.priority is not None and given.job is not True and given.folder is None:
+        raise InvalidInput("priority is of a new job: give job = true with it", param="priority")
+    if given.collection == DEFAULT_COLLECTION:
+        await appliance.ingestor.ensure_collection(DEFAULT_COLLECTION)
+    if given.folder is not None:
+        await appliance.ingestor.spec(given.collection, model=given.model)
+        begun = await appliance.jobs.take_folder(
+            given.collection, given.folder, priority=given.priority or 0, prune=given.prune
+        )
+        return _answer(given.collection, [], job=begun.id)
+    if isinstance(given.job, bool) or given.job is None:
+        return await (_put_new_job(appliance, given, wait) if given.job else _add(appliance, given, wait, job=None))
+    return await _add(appliance, given, wait, job=given.job)
+
+
+async def _put_new_job(appliance: Appliance, given: _Given, wait: float | None) -> Response:
+    """All of it or, when an archive cannot be read, nothing."""
+    await appliance.ingestor.spec(given.collection, model=given.model)
+    made = await appliance.jobs.open(
+        given.collection,
+        kind="archive" if given.archives else "documents",
+        name=", ".join(each.name for each in given.archives)[:200],
+        priority=given.priority or 0,
+    )
+    try:
+        answer = await _add(appliance, given, 0 if given.archives else wait, job=made.id)
+        for each in given.archives:
+            await appliance.jobs.take_archive(
+                made, each.file, name=each.name, prefix=each.prefix, size=each.size, model=given.model
+            )
+        if given.archives:
+            await appliance.jobs.close(made.id)
+    except BaseException:
+        await appliance.jobs.abandon(made.id)
+        raise
+    return _answer(given.collection, [], job=made.id) if given.archives else answer
+
+
+async def _add(appliance: Appliance, given: _Given, wait: float | None, *, job: int | None) -> Response:
+    unsaid = appliance.wait if job is None else 0
+    seconds = next(each for each in (wait, given.wait, unsaid) if each is not None)
+    receipts = await appliance.ingestor.add(
+        given.collection,
+        given.documents,
+        wait=seconds,
+        model=given.model,
+        job=job,
+        moved_from=given.moved_from,
+    )
+    if job is not None:
+        appliance.jobs.touch(job)
+    return _answer(given.collection, receipts, job=job)
+
+
+async def _from_json(request: Request, appliance: Appliance, *, job: bool | int | None) -> _Given:
     body = await read_json(request, DocumentsBody)
-    items = body.items()
-    if sum(len(each.text) for each in items) < _LARGE:
-        documents = _incoming(items)
+    if body.path is not None:
+        file = await appliance.jobs.read_file(body.path)
+        documents = [replace(file, id=body.id or file.id, title=body.title, metadata=body.metadata)]
     else:
-        documents = await asyncio.to_thread(_incoming, items)
-    return _Given(body.collection, body.wait, body.model, documents)
+        items = body.items()
+        large = sum(len(each.text) for each in items) >= _LARGE
+        documents = await asyncio.to_thread(_incoming, items) if large else _incoming(items)
+    return _Given(
+        body.collection,
+        body.wait,
+        body.model,
+        documents,
+        job=body.job if job is None else job,
+        priority=body.priority,
+        moved_from=body.moved_from,
+        folder=body.folder,
+        prune=body.prune,
+    )
 
 
 def _incoming(items: Sequence[DocumentBody]) -> list[Incoming]:
@@ -355,41 +496,62 @@ def _incoming(items: Sequence[DocumentBody]) -> list[Incoming]:
     ]
 
 
-async def _from_form(request: Request) -> _Given:
+def _form(request: Request) -> AbstractAsyncContextManager[FormData]:
     _, options = parse_options_header(request.headers["content-type"])
     if options.get(b"charset", b"utf-8").lower() not in _CHARSETS:
         raise InvalidInput("the names and fields of a form are read as UTF-8")
-    async with request.form(max_files=_FILES, max_fields=_FILES + 10, max_part_size=_FIELD) as form:
-        files = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
-        if not files:
-            raise InvalidInput("the form has no file: send one or more parts named file", param="file")
-        fields = _fields(form)
-        if fields.id and len(fields.id) != len(files):
-            raise InvalidInput(f"there are {len(files)} files and {len(fields.id)} ids", param="id")
-        if fields.title and len(files) > 1:
-            raise InvalidInput("a title belongs to a single file; send one request for each", param="title")
-        documents = [
-            Incoming(
-                await each.read(),
-                media_type=each.content_type or "",
-                id=fields.id[place] if fields.id else None,
-                title=fields.title,
-                metadata=fields.metadata,
-                name=each.filename or "",
-            )
-            for place, each in enumerate(files)
-        ]
-        return _Given(fields.collection, fields.wait, fields.model, documents)
+    return request.form(max_files=_FILES, max_fields=2 * _FILES + 10, max_part_size=_FIELD)
+
+
+async def _from_form(form: FormData, *, job: bool | int | None) -> _Given:
+    """What a form says; its archives have to be read before it is closed."""
+    files = [each for each in form.getlist("file") if isinstance(each, UploadFile)]
+    if not files:
+        raise InvalidInput("the form has no file: send one or more parts named file", param="file")
+    fields = _fields(form)
+    if fields.id and len(fields.id) != len(files):
+        raise InvalidInput(f"there are {len(files)} files and {len(fields.id)} ids", param="id")
+    if fields.title and len(files) > 1:
+        raise InvalidInput("a title belongs to a single file; send one request for each", param="title")
+    job = fields.job if job is None else job
+    documents, archives = [], []
+    for place, each in enumerate(files):
+        name, given_id = each.filename or "", fields.id[place] if fields.id else None
+        if job is True and archive.is_archive(name):
+            archives.append(_Archive(name, given_id or archive.stem(name), each.file, each.size or 0))
+            continue
+        incoming = Incoming(
+            await each.read(),
+            media_type=each.content_type or "",
+            id=given_id,
+            title=fields.title,
+            metadata=fields.metadata,
+            name=name,
+        )
+        documents.append(incoming)
+    if archives and (fields.title or fields.metadata):
+        raise InvalidInput("an archive's files have no title or metadata of the form", param="metadata")
+    return _Given(
+        fields.collection,
+        fields.wait,
+        fields.model,
+        documents,
+        job=job,
+        priority=fields.priority,
+        moved_from=fields.moved_from,
+        archives=archives,
+    )
 
 
 def _fields(form: FormData) -> FormFields:
     content: dict[str, object] = {name: form[name] for name in form if name != "file"}
-    if "id" in form:
-        content["id"] = form.getlist("id")
+    for name in ("id", "moved_from"):
+        if name in form:
+            content[name] = form.getlist(name)
     return validated(content, FormFields)
 
 
-def _answer(collection: str, receipts: Sequence[Receipt]) -> Response:
+def _answer(collection: str, receipts: Sequence[Receipt], *, job: int | None = None) -> Response:
     documents = []
     for each in receipts:
         document = each.document
@@ -404,19 +566,21 @@ def _answer(collection: str, receipts: Sequence[Receipt]) -> Response:
             }
         )
     states = {each["state"] for each in documents}
-    more = {"documents": documents}
+    more: dict[str, Any] = {**({} if job is None else {"job": job}), "documents": documents}
     if states == {"refused"}:
         return envelope("/documents", 422, f"no document could be read: {documents[0]['error']}", more=more)
-    if states <= {"refused", "failed"}:
+    if states and states <= {"refused", "failed"}:
         failed = next(each for each in documents if each["state"] == "failed")
         if all(each.document is None or each.document.hopeless for each in receipts):
             return envelope("/documents", 422, f"no document could be read: {failed['error']}", more=more)
         return envelope("/documents", 503, f"no document could be taken in: {failed['error']}", more=more)
     waiting = [each["id"] for each in documents if each["state"] in {"waiting", "working"}]
     headers = {}
-    if len(waiting) == 1:
+    if job is not None:
+        headers["location"] = f"/jobs/{job}"
+    elif len(waiting) == 1:
         headers["location"] = f"/documents/{quote(str(waiting[0]), safe='/')}?{urlencode({'collection': collection})}"
     elif waiting:
         headers["location"] = f"/collections/{quote(collection)}"
-    status = 202 if waiting else 201 if states == {"ready"} else 207
+    status = 202 if waiting or not documents else 201 if states == {"ready"} else 207
     return Response(orjson.dumps({"collection": collection, **more}), status, headers, "application/json")

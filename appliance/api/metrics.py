@@ -2,11 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from appliance.catalog.records import JobState
 from appliance.embedding.embedder import Embeddings
 from appliance.embedding.reranker import Scores
 
@@ -14,6 +17,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _INPUTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 _STATM = Path("/proc/self/statm")
 
 
@@ -56,6 +60,7 @@ class Metrics:
             "chunks": self._gauge("chunks", "Chunks kept."),
             "cache_entries": self._gauge("cache_entries", "Embeddings remembered in memory."),
         }
+        self._jobs = Gauge("jobs", "Jobs in a state.", ("state",), namespace="appliance", registry=self.registry)
         memory = self._gauge("process_resident_memory_bytes", "Resident memory of this process.")
         memory.set_function(resident_memory)
         Gauge("build_info", "Always 1.", ("version",), namespace="appliance", registry=self.registry).labels(
@@ -127,6 +132,18 @@ class Metrics:
                 return float("nan")
 
         self._gauges[gauge].set_function(value)
+
+    def follow_jobs(self, read: Callable[[], Mapping[JobState, int]]) -> None:
+        """Ask `read` how many jobs there are of each state at every scrape, from any thread; NaN if it raises."""
+
+        def value(state: JobState) -> float:
+            try:
+                return read().get(state, 0)
+            except Exception:  # noqa: BLE001 - as above
+                return float("nan")
+
+        for state in _JOB_STATES:
+            self._jobs.labels(state).set_function(partial(value, state))
 
     def render(self) -> bytes:
         """The exposition text. Blocking: the gauges ask their sources."""

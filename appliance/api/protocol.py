@@ -61,6 +61,12 @@ class TolerantProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unwatch()
 
+    def shutdown(self) -> None:
+        """The server stops. An answer that is on its way is waited for, but for a stream of events: it has no end."""
+        super().shutdown()
+        if self._responding() and self.cycle.scope["path"].endswith("/events"):
+            self.transport.close()
+
     def data_received(self, data: bytes) -> None:
         """Bytes of the connection, in order."""
         whole = data if self._within else self._from_head_on(data)

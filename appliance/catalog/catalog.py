@@ -20,17 +20,21 @@ from sqlalchemy import (
     update,
 )
 
+from appliance.catalog import jobs
+from appliance.catalog.jobs import Entered, JobLedger
 from appliance.catalog.records import (
     Chunking,
     Collection,
     Document,
     DocumentState,
     Failed,
+    Move,
     NewDocument,
     Outcome,
     Page,
     Put,
     Ready,
+    Refusal,
     Removals,
     Returned,
     Work,
@@ -52,7 +56,11 @@ MAX_ID: Final = 512
 _C, _D = COLLECTION.c, DOCUMENT.c
 _WAITING: Final = and_(_D.state == literal_column("'waiting'"), _D.taken.is_(None))
 _LEAVING: Final = _D.state == literal_column("'removing'")
+_MOVING: Final = _D.moved_from.is_not(None)
 """Written out, not bound: SQLite uses an index on some of the rows only where the query says which."""
+
+_REPLACED: Final = "a newer version was handed in before its turn came"
+_REMOVED: Final = "it was removed before its turn came"
 
 _DOCUMENTS: Final = select(DOCUMENT, _C.name.label("collection")).join(COLLECTION, _C.id == _D.collection_id)
 
@@ -64,10 +72,14 @@ class Catalog:
     `waiting`, even while an older version is in hand; that version then settles to nothing. A removal has two steps, so
     that a power cut between them costs nothing: begin it here, remove from the store, forget it here. What is in hand
     is forgotten only after it was settled.
+
+    Attributes:
+        jobs: which documents were handed in together.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.jobs = JobLedger(database)
 
     # Collections
 
@@ -114,6 +126,7 @@ class Catalog:
         with self._database.write() as connection:
             found = _collection(connection, name, leaving=True)
             connection.execute(update(COLLECTION).where(_C.id == found.id).values(state="removing"))
+            jobs.settle_all(connection, found.id, name, "its collection was removed")
             leaving = (_D.collection_id == found.id) & (_D.state != "removing")
             connection.execute(update(DOCUMENT).where(leaving).values(state="removing"))
             return _collection(connection, name, leaving=True)
@@ -136,21 +149,73 @@ class Catalog:
 
     # Documents
 
-    def put_documents(self, collection: str, documents: Sequence[NewDocument]) -> list[Put]:
+    def put_documents(
+        self,
+        collection: str,
+        documents: Sequence[NewDocument],
+        *,
+        job: int | None = None,
+        refused: Sequence[Refusal] = (),
+        moved_from: Sequence[str] = (),
+    ) -> list[Put]:
         """Queue what is new or changed, all of it or none; on disk when it returns.
 
         The same content again is `unchanged`, unless it failed before: then it is tried again, as `updated`.
 
+        Args:
+            collection: it exists.
+            documents: in the order of the answer.
+            job: the one they are put in by.
+            refused: what else the job was to have.
+            moved_from: ids that may be the documents' old ones. A ready document of such an id takes a new one where
+                the content is the same: `moved`. Then the store has to be told: see `pending_moves`.
+
         Raises:
             InvalidInput: an id of no or more than 512 characters; metadata that is not JSON.
             CollectionNotFound: there is none of this name.
+            JobNotFound: there is none of this number.
+            Conflict: the job was cancelled, or is of another collection.
         """
         hashes = [content_hash(document) for document in documents]
         if any(not 0 < len(document.id) <= MAX_ID for document in documents):
             raise InvalidInput(f"a document's id has 1 to {MAX_ID} characters", param="id")
         with self._database.write() as connection:
             found = _collection(connection, collection)
-            return [_put(connection, found, new, digest) for new, digest in zip(documents, hashes, strict=True)]
+            puts = []
+            for new, digest in zip(documents, hashes, strict=True):
+                moved = _move(connection, found, new.id, digest, moved_from) if moved_from else None
+                puts.append(moved or _put(connection, found, new, digest, job))
+            if job is not None:
+                entered = [_entered(put) for put in puts]
+                entered += [Entered(each.id[:MAX_ID], None, "refused", each.error) for each in refused]
+                jobs.enter(connection, job, found.name, entered)
+            return puts
+
+    def enter(self, collection: str, job: int, *, same: Sequence[str] = (), refused: Sequence[Refusal] = ()) -> None:
+        """Put documents that are here already, and others that will never be, into a job. Raises as `put_documents`."""
+        with self._database.write() as connection:
+            owner = _collection(connection, collection)
+            entered = [Entered(each.id[:MAX_ID], None, "refused", each.error) for each in refused]
+            for start in range(0, len(same), _IN):
+                part = _DOCUMENTS.where(_D.collection_id == owner.id, _D.id.in_(same[start : start + _IN]))
+                rows = connection.execute(part).all()
+                entered += [_entered(Put(_as_document(row), "unchanged")) for row in rows]
+            jobs.enter(connection, job, owner.name, entered)
+
+    def pending_moves(self) -> list[Move]:
+        """Documents whose new name the store may not know yet."""
+        query = select(_C.name, _D.moved_from, _D.id).join(COLLECTION, _C.id == _D.collection_id)
+        query = query.where(_MOVING, _C.state == "ready")
+        with self._database.read() as connection:
+            return [Move(name, old, new) for name, old, new in connection.execute(query.order_by(_D.seq))]
+
+    def end_moves(self, moves: Sequence[Move]) -> None:
+        """The store has the documents under their new names."""
+        with self._database.write() as connection:
+            for move in moves:
+                owner = select(_C.id).where(_C.name == move.collection).scalar_subquery()
+                there = (_D.collection_id == owner) & (_D.id == move.new) & (_D.moved_from == move.old)
+                connection.execute(update(DOCUMENT).where(there).values(moved_from=None))
 
     def document(self, collection: str, document_id: str) -> Document:
         """One document. Raises CollectionNotFound, DocumentNotFound."""
@@ -172,10 +237,37 @@ class Catalog:
             ]
         return {row.id: _as_document(row) for row in rows}
 
+    def sizes(self, collection: str, prefix: str) -> dict[str, int]:
+        """Bytes of every document whose id begins with `prefix`, by id. CollectionNotFound."""
+        with self._database.read() as connection:
+            owner = _collection(connection, collection)
+            query = select(_D.id, _D.size).where(
+                _D.collection_id == owner.id, _D.id >= prefix, _D.id < _after(prefix), _D.state != "removing"
+            )
+            return dict(connection.execute(query).all())
+
+    def holds(self, collection: str, document_id: str, body: bytes) -> bool:
+        """Whether a document of this id came as these very bytes and did not fail. CollectionNotFound."""
+        with self._database.read() as connection:
+            owner = _collection(connection, collection)
+            query = select(SOURCE.c.body).join(DOCUMENT, _D.seq == SOURCE.c.document_seq)
+            good = _D.state.in_(("waiting", "working", "ready"))
+            query = query.where(_D.collection_id == owner.id, _D.id == document_id, _D.size == len(body), good)
+            kept = connection.execute(query).scalar()
+        return kept is not None and bytes(kept) == body
+
     def documents(
-        self, collection: str, *, limit: int, after: int | None = None, state: DocumentState | None = None
+        self,
+        collection: str,
+        *,
+        limit: int,
+        after: int | None = None,
+        state: DocumentState | None = None,
+        prefix: str = "",
     ) -> Page:
-        """Documents in order of arrival, those after the place `after`, of one state or all. CollectionNotFound."""
+        """Documents in order of arrival, those after the place `after`, of one state or all, with ids that begin with
+        `prefix`. CollectionNotFound.
+        """
         with self._database.read() as connection:
             owner = _collection(connection, collection)
             query = _DOCUMENTS.where(_D.collection_id == owner.id, _D.state != "removing")
@@ -183,6 +275,8 @@ class Catalog:
                 query = query.where(_D.seq > after)
             if state is not None:
                 query = query.where(_D.state == state)
+            if prefix:
+                query = query.where(_D.id >= prefix, _D.id < _after(prefix))
             rows = connection.execute(query.order_by(_D.seq).limit(limit + 1)).all()
         page = tuple(_as_document(row) for row in rows[:limit])
         return Page(documents=page, next=page[-1].seq if page and len(rows) > limit else None)
@@ -224,6 +318,7 @@ class Catalog:
         with self._database.write() as connection:
             owner = _collection(connection, collection)
             found = _document(connection, owner, document_id, leaving=True)
+            jobs.settle(connection, found.seq, "skipped", _REMOVED)
             connection.execute(update(DOCUMENT).where(_D.seq == found.seq).values(state="removing"))
             return _document(connection, owner, document_id, leaving=True)
 
@@ -245,19 +340,17 @@ class Catalog:
     # The queue
 
     def take(self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = ()) -> list[Work]:
-        """Take what waits, oldest first: at most `limit` documents, and no more bytes than `max_bytes` but for a first
-        document that is larger; nothing of the collections `without`, by their `id`.
+        """Take what waits: first what has no job, then by the jobs' priority, of each the oldest first. At most `limit`
+        documents, and no more bytes than `max_bytes` but for a first document that is larger; nothing of the
+        collections `without`, by their `id`, and nothing of a job that is paused.
         """
-        waiting = select(_D.seq, _D.size).where(_WAITING).order_by(_D.seq).limit(limit)
-        if without:
-            waiting = waiting.where(_D.collection_id.not_in(without))
         with self._database.read() as connection:  # the common answer needs no lock
-            if connection.execute(waiting.limit(1)).first() is None:
+            if not _waiting(connection, 1, without):
                 return []
         with self._database.write() as connection:
             chosen: list[int] = []
             total = 0
-            for seq, size in connection.execute(waiting).all():
+            for seq, size in _waiting(connection, limit, without):
                 total += size
                 if chosen and total > max_bytes:
                     break
@@ -266,8 +359,8 @@ class Catalog:
             connection.execute(taken.values(state="working", taken=_D.version, attempts=_D.attempts + 1))
             owners = {row.id: _as_collection(row) for row in connection.execute(select(COLLECTION))}
             query = select(DOCUMENT, SOURCE.c.body).join(SOURCE, SOURCE.c.document_seq == _D.seq)
-            rows = connection.execute(query.where(_D.seq.in_(chosen)).order_by(_D.seq)).all()
-        return [_as_work(row, owners[row.collection_id]) for row in rows]
+            rows = {row.seq: row for row in connection.execute(query.where(_D.seq.in_(chosen)))}
+        return [_as_work(rows[seq], owners[rows[seq].collection_id]) for seq in chosen]
 
     def current(self, works: Sequence[Work]) -> list[bool]:
         """For each, whether the document is still at the version that was taken, so that settling it would count."""
@@ -278,7 +371,8 @@ class Catalog:
         """Put down what was taken, all in one transaction.
 
         For each: True when the document was still at the version that was taken, and now is what the outcome says.
-        False when it was changed (then it waits again) or its removal has begun (then it can go on).
+        False when it was changed (then it waits again) or its removal has begun (then it can go on), be it because its
+        job was cancelled.
         """
         with self._database.write() as connection:
             return [_settle(connection, outcome) for outcome in outcomes]
@@ -288,7 +382,9 @@ class Catalog:
         with self._database.write() as connection:
             held = update(DOCUMENT).where(_D.taken.is_not(None))
             connection.execute(held.where(_D.state != "working").values(taken=None))
-            return connection.execute(held.values(state="waiting", taken=None)).rowcount
+            waiting = connection.execute(held.values(state="waiting", taken=None)).rowcount
+            jobs.recover(connection)
+            return waiting
 
     def pending_removals(self) -> Removals:
         """Removals that were begun and can be finished now: nothing of them is in hand."""
@@ -330,7 +426,59 @@ def _document(connection: Connection, collection: Collection, document_id: str, 
     return _as_document(row)
 
 
-def _put(connection: Connection, collection: Collection, new: NewDocument, digest: str) -> Put:
+def _waiting(connection: Connection, limit: int, without: Sequence[int]) -> list[tuple[int, int]]:
+    """Place and size of what is to be taken next."""
+    found: list[tuple[int, int]] = []
+    for job in (None, *jobs.running(connection)):
+        query = select(_D.seq, _D.size).where(_WAITING, _D.job.is_(None) if job is None else _D.job == job)
+        if without:
+            query = query.where(_D.collection_id.not_in(without))
+        rows = connection.execute(query.order_by(_D.seq).limit(limit - len(found)))
+        found += [(seq, size) for seq, size in rows]
+        if len(found) == limit:
+            break
+    return found
+
+
+def _after(prefix: str) -> str:
+    """What is greater than all that begins so, as SQLite compares text: by its bytes in UTF-8."""
+    return prefix + "\U0010ffff"
+
+
+def _entered(put: Put) -> Entered:
+    document = put.document
+    if put.change == "moved":
+        return Entered(document.id, document.seq, "moved")
+    if document.state in {"waiting", "working"}:
+        return Entered(document.id, document.seq, "waiting")
+    return Entered(document.id, document.seq, "unchanged")
+
+
+def _move(
+    connection: Connection, collection: Collection, name: str, digest: str, candidates: Sequence[str]
+) -> Put | None:
+    """Give a ready document of this content, one of the candidates, the name; None where there is none, or the name is
+    taken, be it in the store only.
+    """
+    here = _D.collection_id == collection.id
+    for taken in (
+        select(_D.seq).where(here, _D.id == name),
+        select(_D.seq).where(_MOVING, here, _D.moved_from == name),
+    ):
+        if connection.execute(taken).first() is not None:
+            return None
+    fit = here & (_D.content_hash == digest) & (_D.state == "ready") & _D.taken.is_(None) & _D.moved_from.is_(None)
+    for start in range(0, len(candidates), _IN):
+        query = select(_D.seq, _D.id).where(fit, _D.id.in_(candidates[start : start + _IN])).order_by(_D.seq).limit(1)
+        found = connection.execute(query).first()
+        if found is not None:
+            moved = update(DOCUMENT).where(_D.seq == found.seq)
+            connection.execute(moved.values(id=name, moved_from=found.id, updated=_now()))
+            return Put(document=_document(connection, collection, name), change="moved")
+    return None
+
+
+def _put(connection: Connection, collection: Collection, new: NewDocument, digest: str, job: int | None) -> Put:
     this = (_D.collection_id == collection.id) & (_D.id == new.id)
     before = connection.execute(select(DOCUMENT).where(this)).first()
     if before is not None and before.content_hash == digest and before.state not in {"failed", "removing"}:
@@ -347,6 +495,7 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
         "error": "",
         "attempts": 0,
         "updated": now,
+        "job": job,
     }
     first = {"created": now, "chunks": 0, "tokens": 0, "truncated": 0}
     if before is None:
@@ -354,6 +503,7 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
         made = connection.execute(insert(DOCUMENT).values({**named, **first, **values}))
         connection.execute(insert(SOURCE).values(document_seq=made.lastrowid, body=new.body))
         return Put(document=_document(connection, collection, new.id), change="created")
+    jobs.settle(connection, before.seq, "skipped", _REPLACED)
     back = before.state == "removing"  # the removal is done with: what it took from the store stays away
     connection.execute(update(DOCUMENT).where(_D.seq == before.seq).values({**(first if back else {}), **values}))
     connection.execute(update(SOURCE).where(SOURCE.c.document_seq == before.seq).values(body=new.body))
@@ -380,8 +530,15 @@ def _settle(connection: Connection, outcome: Outcome) -> bool:
     if connection.execute(now).rowcount == 0:
         connection.execute(update(DOCUMENT).where(_D.seq == work.seq, _D.taken == work.version).values(taken=None))
         return False
-    if isinstance(outcome, Ready) and outcome.text.encode() != work.body:
-        connection.execute(insert(TEXT).values(document_seq=work.seq, text=outcome.text))
+    match outcome:
+        case Ready(text=text):
+            jobs.settle(connection, work.seq, "ready")
+            if text.encode() != work.body:
+                connection.execute(insert(TEXT).values(document_seq=work.seq, text=text))
+        case Failed(error=error):
+            jobs.settle(connection, work.seq, "failed", error)
+        case Returned():
+            return not jobs.taken_back(connection, work.job, work.seq)
     return True
 
 
@@ -393,7 +550,8 @@ def _as_collection(row: Row[Any]) -> Collection:
 def _as_document(row: Row[Any]) -> Document:
     values = dict(row._mapping)  # noqa: SLF001  # same
     values["in_hand"] = values.pop("taken") is not None
-    del values["collection_id"]
+    for ours in ("collection_id", "job", "moved_from"):
+        del values[ours]
     return Document(**values)
 
 
@@ -408,4 +566,5 @@ def _as_work(row: Row[Any], collection: Collection) -> Work:
         metadata=row.metadata,
         media_type=row.media_type,
         body=row.body,
+        job=row.job,
     )

@@ -11,7 +11,10 @@ from appliance.errors import InvalidInput
 
 CollectionState: TypeAlias = Literal["ready", "removing"]
 DocumentState: TypeAlias = Literal["waiting", "working", "ready", "failed", "removing"]
-Change: TypeAlias = Literal["created", "updated", "unchanged"]
+Change: TypeAlias = Literal["created", "updated", "unchanged", "moved"]
+JobState: TypeAlias = Literal["preparing", "running", "paused", "done", "cancelled"]
+JobKind: TypeAlias = Literal["documents", "archive", "folder"]
+ItemState: TypeAlias = Literal["waiting", "ready", "failed", "refused", "skipped", "unchanged", "moved"]
 Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
 
 
@@ -125,6 +128,7 @@ class Work:
     metadata: Mapping[str, object]
     media_type: str
     body: bytes
+    job: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +177,90 @@ class Removals:
 
     documents: tuple[tuple[str, str], ...]
     collections: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A document that has a new name in the catalog and may still have the old one in the store."""
+
+    collection: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A document that never got into the catalog, and why."""
+
+    id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Documents that were handed in together.
+
+    Attributes:
+        kind: how they came: as documents of requests, in an archive, from a folder.
+        name: of the archive or folder; empty otherwise.
+        origin: where the server reads the folder; empty otherwise. Not for callers.
+        state: `preparing` while an archive is read: until then nothing is worked on, and a crash takes all of it back.
+        open: more documents may come, without anybody doing anything about it.
+        prune: what the folder has no more is removed.
+        priority: the higher is worked on first; documents without a job come before all jobs.
+        error: why not all of the folder or archive could be read; empty otherwise.
+        total: documents so far.
+        ready, failed, refused, skipped, unchanged, moved: how many of them ended so. The others wait.
+        ended: when nothing was left to be done.
+    """
+
+    id: int
+    collection: str
+    kind: JobKind
+    name: str
+    origin: str
+    state: JobState
+    open: bool
+    prune: bool
+    priority: int
+    error: str
+    total: int
+    ready: int
+    failed: int
+    refused: int
+    skipped: int
+    unchanged: int
+    moved: int
+    created: datetime
+    ended: datetime | None
+
+    @property
+    def finished(self) -> int:
+        """Documents that need nothing more."""
+        return self.ready + self.failed + self.refused + self.skipped + self.unchanged + self.moved
+
+    @property
+    def waiting(self) -> int:
+        """Documents that wait or are in hand."""
+        return self.total - self.finished
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A document of a job; `seq` is its place in the order they came in."""
+
+    seq: int
+    id: str
+    state: ItemState
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A page of a job's documents; `after` for the next one, None when there is none."""
+
+    items: tuple[Item, ...]
+    next: int | None
 
 
 def content_hash(document: NewDocument) -> str:

@@ -51,16 +51,19 @@ class CollectionRow(SQLModel, table=True):
 
 
 class DocumentRow(SQLModel, table=True):
-    """A document: what was put in, and how far it has come. `taken` is the version that is being worked on, if any."""
+    """A document: what was put in, and how far it has come. `taken` is the version that is being worked on, if any;
+    `job` the one it was put in by; `moved_from` the name that the store may still have it under.
+    """
 
     __tablename__ = "document"
     __table_args__ = (
         UniqueConstraint("collection_id", "id"),
         Index("document_in_order", "collection_id"),
         Index("document_by_state", "collection_id", "state"),
-        Index("document_waiting", "seq", sqlite_where=text("state = 'waiting' AND taken IS NULL")),
+        Index("document_waiting", "job", "seq", sqlite_where=text("state = 'waiting' AND taken IS NULL")),
         Index("document_in_hand", "collection_id", sqlite_where=text("taken IS NOT NULL")),
         Index("document_leaving", "seq", sqlite_where=text("state = 'removing'")),
+        Index("document_moving", "seq", sqlite_where=text("moved_from IS NOT NULL")),
         {"sqlite_autoincrement": True},
     )
 
@@ -82,6 +85,8 @@ class DocumentRow(SQLModel, table=True):
     truncated: int
     created: datetime = Field(sa_column=Column(Moment, nullable=False))
     updated: datetime = Field(sa_column=Column(Moment, nullable=False))
+    job: int | None
+    moved_from: str | None = Field(sa_column=Column(Text))
 
 
 def _of_document() -> Column[int]:
@@ -106,6 +111,55 @@ class TextRow(SQLModel, table=True):
     text: str = Field(sa_column=Column(Text, nullable=False))
 
 
+class JobRow(SQLModel, table=True):
+    """A job. Its documents are its items; those that are in none of the counts wait. `open`: more may still come."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("job_going", "id", sqlite_where=text("ended IS NULL")),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    collection: str = Field(sa_column=Column(Text, nullable=False))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    origin: str = Field(sa_column=Column(Text, nullable=False))
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    open: int
+    prune: int
+    priority: int
+    error: str = Field(sa_column=Column(Text, nullable=False))
+    total: int
+    ready: int
+    failed: int
+    refused: int
+    skipped: int
+    unchanged: int
+    moved: int
+    created: datetime = Field(sa_column=Column(Moment, nullable=False))
+    ended: datetime | None = Field(sa_column=Column(Moment))
+
+
+class JobItemRow(SQLModel, table=True):
+    """A document of a job, by its id; what became of it stays when the document is gone or changed."""
+
+    __tablename__ = "job_item"
+    __table_args__ = (
+        UniqueConstraint("job_id", "id"),
+        Index("job_item_by_state", "job_id", "state"),
+        Index("job_item_waiting", "document_seq", sqlite_where=text("state = 'waiting'")),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: int | None = Field(default=None, primary_key=True)
+    job_id: int = Field(sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), nullable=False))
+    id: str = Field(sa_column=Column(Text, nullable=False))
+    document_seq: int | None
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    error: str = Field(sa_column=Column(Text, nullable=False))
+
+
 def _table(name: str) -> Table:
     return SQLModel.metadata.tables[name]
 
@@ -114,3 +168,5 @@ COLLECTION: Final = _table("collection")
 DOCUMENT: Final = _table("document")
 SOURCE: Final = _table("source")
 TEXT: Final = _table("document_text")
+JOB: Final = _table("job")
+JOB_ITEM: Final = _table("job_item")

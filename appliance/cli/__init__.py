@@ -227,35 +227,42 @@ def ingest(
     paths: Annotated[list[Path], typer.Argument(help="Files, and folders with all they hold.", exists=True)],
     *,
     collection: Collection = "default",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and follow every change; what is removed is removed there as well.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove the documents whose files are no more.")] = False,
     url: Url = None,
     key: Key = None,
     data: Data = None,
     config: Config = None,
-    as_json: AsJson = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch, a line for each change.")] = False,
 ) -> None:
     """Put files into a running server. What it has already, unchanged, is left as it is.
 
-    A document's id is its path, beginning with the folder that was named: for `notes`, notes/2024/plan.md.
+    A document's id is its path, beginning with the folder that was named: for `notes`, notes/2024/plan.md. A file that
+    was moved is not embedded again. What .applianceignore names, as .gitignore would, is left out.
     """
     import time
 
-    from appliance.cli.files import Found, Skipped, find
+    from appliance.cli.files import Found, Skipped, find, prefixes
 
-    found = list(find(paths))
-    files = [each for each in found if isinstance(each, Found)]
     console = printing.console(stderr=True)
-    began = time.monotonic()
     with _server(_settings(data=data, config=config), url, key) as server:
+        if watch:
+            _follow(server, paths, collection, as_json=as_json)
+            return
+        found = list(find(paths))
+        files = [each for each in found if isinstance(each, Found)]
+        began = time.monotonic()
         server.ensure(collection)
-        if console.is_terminal and files:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=console) as bars:
-                bar = bars.add_task(f"into {collection}", total=len(files))
-                summary = server.send(files, collection=collection, advance=lambda n: bars.advance(bar, n))
-        else:
-            summary = server.send(files, collection=collection)
+        known = {name: size for each in prefixes(paths) for name, size in server.documents(collection, each).items()}
+        here = {each.id for each in files}
+        unseen = tuple(each.id for each in found if isinstance(each, Skipped) and each.unseen)
+        gone = {name: size for name, size in known.items() if name not in here and not name.startswith(unseen)}
+        with printing.progress(console, f"into {collection}", total=len(files)) as advance:
+            summary = server.send(files, collection=collection, gone=gone, advance=advance)
+        if prune and files:
+            summary.removed = server.remove(gone, collection=collection)
     summary.skipped[:0] = [each for each in found if isinstance(each, Skipped)]
     summary.seconds = round(time.monotonic() - began, 3)
     if as_json:
@@ -383,7 +390,7 @@ def evaluate(
             url = stack.enter_context(evaluation.own_server(settings, model))
             key = None
         server = stack.enter_context(_server(settings, url, key))
-        progress = printing.progress
+        progress = printing.said
         if compare:
             result = evaluation.compare(server, folder, collection=name, progress=progress)
         else:
@@ -455,6 +462,35 @@ def tune(
         dry_run=dry_run,
         as_json=as_json,
     )
+
+
+def _follow(server: "Server", paths: list[Path], collection: str, *, as_json: bool) -> None:
+    """Keep a collection as folders are, until the person wants an end."""
+    from dataclasses import asdict
+
+    from appliance.cli.files import Round, Watched, prefixes
+
+    watched = Watched(paths)
+    server.ensure(collection)
+    watched.adopt([name for each in prefixes(paths) for name in server.documents(collection, each)])
+    typer.echo("following; Ctrl-C ends it", err=True)
+
+    def act(todo: Round) -> None:
+        gone = {}
+        if todo.gone:
+            known = {
+                name: size for each in prefixes(paths) for name, size in server.documents(collection, each).items()
+            }
+            gone = {name: known[name] for name in todo.gone if name in known}
+        summary = server.send(todo.files, collection=collection, gone=gone)
+        summary.removed = server.remove(gone, collection=collection)
+        summary.skipped[:0] = todo.skipped
+        printing.as_json(asdict(summary), line=True) if as_json else printing.summary(summary)
+
+    try:
+        watched.rounds(act, failed=lambda error: typer.echo(f"error: {error.message}", err=True))
+    except KeyboardInterrupt:
+        typer.echo("ended", err=True)
 
 
 def _lines() -> list[str]:

@@ -5,14 +5,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from appliance.cli.files import Found, Skipped
+from appliance.cli.files import Found, Skipped, why
 from appliance.errors import InvalidInput, NotAllowed, Overloaded, UpstreamFailed
 
 BATCH_FILES = 32
@@ -24,6 +25,9 @@ IN_FLIGHT = 4
 
 WAIT = 30
 """Seconds the server may take before it answers that a batch is still queued."""
+
+_PAGE = 1000
+"""Documents of a listing, and old names of a request, at most."""
 
 _ATTEMPTS = 5
 _BUSY = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
@@ -49,6 +53,8 @@ class Summary:
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    moved: int = 0
+    removed: int = 0
     chunks: int = 0
     seconds: float = 0.0
     skipped: list[Skipped] = field(default_factory=list)
@@ -103,16 +109,44 @@ class Server:
         outcomes: list[dict[str, Any]] = self._call("POST", "/documents", json=body)["documents"]
         return outcomes
 
+    def documents(self, collection: str, prefix: str) -> dict[str, int]:
+        """Bytes of each document whose id begins with `prefix`, by id; the collection exists."""
+        found: dict[str, int] = {}
+        after: int | None = None
+        while True:
+            query: dict[str, Any] = {"collection": collection, "prefix": prefix, "limit": _PAGE}
+            page = self._call("GET", "/documents", params=query if after is None else {**query, "after": after})
+            found.update((each["id"], each["bytes"]) for each in page["documents"])
+            after = page["next"]
+            if after is None:
+                return found
+
+    def remove(self, documents: Iterable[str], *, collection: str) -> int:
+        """Remove documents; how many there were."""
+        removed = 0
+        for each in documents:
+            with suppress(_Missing):
+                self._call("DELETE", f"/documents/{_quoted(each)}", params={"collection": collection})
+                removed += 1
+        return removed
+
     def send(
-        self, files: Iterable[Found], *, collection: str, advance: Callable[[int], None] = lambda _: None
+        self,
+        files: Iterable[Found],
+        *,
+        collection: str,
+        gone: Mapping[str, int] | None = None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> Summary:
-        """Send files, a few batches at a time, and wait until each can be found.
+        """Send files, a few batches at a time, and wait until each can be found. Many are one job, so that the server
+        does what others ask for before it.
 
         What the server has already, unchanged, costs it nothing: a run that was cut short is simply repeated.
 
         Args:
             files: read when their turn comes.
             collection: it exists.
+            gone: bytes of documents whose files are gone, by id: a file of the same content takes that one's place.
             advance: told the number of files that are done with.
 
         Raises:
@@ -121,31 +155,42 @@ class Server:
         """
         summary = Summary()
         queued: deque[tuple[str, str]] = deque()
-        running: set[Future[list[dict[str, Any]]]] = set()
-        batches = _batches(files)
+        running: set[Future[_Answer]] = set()
+        batches = list(_batches(files))
+        batch_of = _Batch(collection, gone or {}, job=None)
+
+        def count(answer: _Answer) -> None:
+            for outcome in answer.outcomes:
+                if outcome["state"] in {"waiting", "working"}:
+                    queued.append((outcome["id"], outcome["change"]))
+                _count(summary, outcome)
+            advance(len(answer.outcomes))
 
         def collect() -> None:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             running.difference_update(finished)
-            for outcomes in [future.result() for future in finished]:
-                for outcome in outcomes:
-                    if outcome["state"] in {"waiting", "working"}:
-                        queued.append((outcome["id"], outcome["change"]))
-                    _count(summary, outcome)
-                advance(len(outcomes))
+            for future in finished:
+                count(future.result())
 
+        while len(batches) > 1 and batch_of.job is None:  # where no file of a batch can be read, there is no job yet
+            first = self._put(batches.pop(0), replace(batch_of, job="true"), seconds=0)
+            batch_of = replace(batch_of, job=first.job)
+            count(first)
         with ThreadPoolExecutor(max_workers=IN_FLIGHT) as pool:
             try:
                 for batch in batches:
                     if len(running) == IN_FLIGHT:
                         collect()
-                    running.add(pool.submit(self._put, batch, collection))
+                    running.add(pool.submit(self._put, batch, batch_of))
                 while running:
                     collect()
             finally:
                 pool.shutdown(cancel_futures=True)
-        while queued:
-            document, change = queued.popleft()
+        self._wait_for(queued, collection, summary)
+        return summary
+
+    def _wait_for(self, queued: Iterable[tuple[str, str]], collection: str, summary: Summary) -> None:
+        for document, change in queued:
             state = self._settled(document, collection)
             if state["state"] == "failed":
                 summary.added -= change == "created"
@@ -153,32 +198,37 @@ class Server:
                 summary.failed.append(Skipped(state["id"], state["error"] or "failed"))
             else:
                 summary.chunks += state["chunks"]
-        return summary
 
-    def _put(self, batch: list[Found], collection: str) -> list[dict[str, Any]]:
+    def _put(self, batch: list[Found], into: "_Batch", *, seconds: int = WAIT) -> "_Answer":
         parts: list[tuple[str, tuple[str, bytes]]] = []
         ids: list[str] = []
         outcomes: list[dict[str, Any]] = []
         for file in batch:
             try:
-                content = file.path.read_bytes()
+                content = file.read()
             except OSError as error:
-                outcomes.append(_refused(file.id, (error.strerror or "cannot be read").lower()))
+                outcomes.append(_refused(file.id, why(error)))
                 continue
             parts.append(("file", (file.path.name, content)))
             ids.append(file.id)
         if not parts:
-            return outcomes
+            return _Answer(outcomes, None)
+        form: dict[str, Any] = {"collection": into.collection, "wait": str(seconds), "id": ids}
+        if into.job is not None:
+            form["job"] = into.job
+        sizes = {len(content) for _, (_, content) in parts}
+        if moved_from := [name for name, size in into.gone.items() if size in sizes][:_PAGE]:
+            form["moved_from"] = moved_from
         try:
-            answer = self._call(
-                "POST", "/documents", files=parts, data={"collection": collection, "wait": str(WAIT), "id": ids}
-            )
+            answer = self._call("POST", "/documents", files=parts, data=form)
         except Refused as error:
             if len(batch) == 1:
-                return [_refused(batch[0].id, error.message)]
-            return [outcome for file in batch for outcome in self._put([file], collection)]
+                return _Answer([_refused(batch[0].id, error.message)], None)
+            alone = into if into.job != "true" else replace(into, job=None)
+            answers = [self._put([file], alone, seconds=seconds) for file in batch]
+            return _Answer([outcome for each in answers for outcome in each.outcomes], None)
         outcomes.extend(answer["documents"])
-        return outcomes
+        return _Answer(outcomes, str(answer["job"]) if "job" in answer else None)
 
     def _settled(self, document: str, collection: str) -> dict[str, Any]:
         while True:
@@ -207,6 +257,21 @@ class Server:
         raise Overloaded("the server is too busy; run the same command again later")
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Where files go: `job` is the number of one, `true` for a new one, or None."""
+
+    collection: str
+    gone: Mapping[str, int]
+    job: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    outcomes: list[dict[str, Any]]
+    job: str | None
+
+
 class _Missing(UpstreamFailed):
     """404."""
 
@@ -223,6 +288,8 @@ def _address(url: str) -> httpx.URL:
 
 
 def _content(answer: httpx.Response) -> dict[str, Any]:
+    if answer.status_code == HTTPStatus.NO_CONTENT:
+        return {}
     try:
         content = answer.json()
     except ValueError:
@@ -254,6 +321,8 @@ def _count(summary: Summary, outcome: Mapping[str, Any]) -> None:
             summary.updated += 1
         case "unchanged":
             summary.unchanged += 1
+        case "moved":
+            summary.moved += 1
         case _:
             summary.skipped.append(Skipped(outcome["id"], outcome["error"] or "refused"))
             return

@@ -1,127 +1,113 @@
-"""Which files of a folder are documents, and why the others are not."""
+"""Which files are sent, which documents they replace, and how folders are followed: as by the server itself."""
 
-import mimetypes
 import os
-import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
-from appliance.ingest.formats.detect import ENDINGS
+from appliance.errors import ApplianceError, InvalidInput, NotAllowed
+from appliance.ingest.folder import LARGEST, Changes, Follower, Found, Skipped, find, why
+from appliance.ingest.notice import Notice
 
-LARGEST = 64 * 2**20
-"""Bytes of a file that is still read; beyond it is no text that a person wrote."""
+__all__ = ["LARGEST", "Found", "Skipped", "Watched", "find", "prefixes", "why"]
 
-_NEVER = ("audio/", "font/", "image/", "model/", "video/")
-_PICTURES = frozenset({".gif", ".jpeg", ".jpg", ".png", ".webp"})
-"""Images that a server may take."""
+RESCAN = 300.0
+"""Seconds after which a folder is looked at in any case."""
 
-_OLD_OFFICE = frozenset({".doc", ".dot", ".pot", ".pps", ".ppt", ".xls", ".xlt"})
-_NO_TEXT = re.compile(
-    r"\.(7z|a|apk|bin|bz2|class|db|deb|dll|dylib|exe|gguf|gz|iso|jar|lz4|npy|npz|o|onnx|parquet|pkl|pt|pyc|rar|rpm|"
-    r"safetensors|so|sqlite|sqlite3|tar|tgz|wasm|whl|xz|zip|zst)",
-    re.IGNORECASE,
-)
+_PAUSE = 5.0
+"""Seconds before what failed is tried again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A file to send.
+def prefixes(paths: Sequence[Path]) -> list[str]:
+    """What the ids of each folder's documents begin with."""
+    return [f"{_named(path).name}/" for path in paths if path.is_dir()]
 
-    Attributes:
-        id: its path from the parent of the folder that was asked for, with `/` on every system.
-        path: where it is.
-        size: bytes.
-    """
 
-    id: str
-    path: Path
-    size: int
+def _named(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  # a link keeps its name
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file or folder that is left out."""
+class Round:
+    """What is to be done about the folders: files to send, ids of documents whose files are gone, files left out."""
 
-    id: str
-    reason: str
+    files: list[Found]
+    gone: list[str]
+    skipped: list[Skipped]
 
 
-def find(paths: list[Path]) -> Iterator[Found | Skipped]:
-    """Every file that the paths name, folders with all they hold, in a fixed order.
+class Watched:
+    """Folders that are followed for as long as the program runs.
 
-    Hidden files are left out unless named themselves; a link is followed to a file inside its folder, never out of it
-    and never to a folder. Of two files with one id the first counts.
+    Args:
+        folders: of different names.
+        rescan: seconds after which they are looked at in any case.
+
+    Raises:
+        InvalidInput: one is no folder, or two have one name.
     """
-    seen: set[str] = set()
-    for given in paths:
-        # The name as the caller sees it; only `.`, `..` and `/` have to be looked up to have one.
-        root = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would follow a link and change the name
-        for each in _inside(root) if root.is_dir() else [_judged(root, root.name, root.resolve().parent)]:
-            if isinstance(each, Found) and each.id in seen:
-                yield Skipped(each.id, "another file has the same id")
+
+    def __init__(self, folders: Sequence[Path], *, rescan: float = RESCAN) -> None:
+        if not all(folder.is_dir() for folder in folders):
+            raise InvalidInput("--watch goes with folders only", param="watch")
+        if len(set(prefixes(folders))) < len(folders):
+            raise InvalidInput("two folders of one name would have the same ids", param="paths")
+        self._followers = [Follower(_named(folder)) for folder in folders]
+        self._rescan = rescan
+
+    def adopt(self, documents: Sequence[str]) -> None:
+        """Documents of an earlier run: those without a file are gone."""
+        for follower in self._followers:
+            follower.adopt(each for each in documents if each.startswith(follower.root.name + "/"))
+
+    def rounds(self, act: Callable[[Round], None], *, failed: Callable[[ApplianceError], None]) -> None:
+        """Have done what is to be done, again and again; returns only by an exception.
+
+        Args:
+            act: does it; what it cannot do for an ApplianceError is there again the next time.
+            failed: told that error.
+
+        Raises:
+            NotAllowed: as `act` raised it.
+            KeyboardInterrupt: the person wants an end.
+        """
+        notice, end = Notice(), Event()
+        try:
+            while True:
+                looked = list(self._look())
+                fresh = notice.follow([folder for follower in self._followers for folder in follower.folders])
+                pause = 0.0 if fresh else self._rescan
+                if any(changes.unsettled for _, changes in looked):
+                    pause = min(pause, 1.0)
+                try:
+                    if any(changes for _, changes in looked):
+                        act(_round(looked))
+                except NotAllowed:
+                    raise
+                except ApplianceError as error:
+                    for follower, changes in looked:
+                        follower.again(changes)
+                    failed(error)
+                    time.sleep(_PAUSE)
+                    continue
+                notice.wait(pause, end)
+        finally:
+            notice.close()
+
+    def _look(self) -> Iterator[tuple[Follower, Changes]]:
+        for follower in self._followers:
+            try:
+                yield follower, follower.look()
+            except OSError:  # not mounted just now, or gone: its documents stay
                 continue
-            seen.add(each.id)
-            yield each
 
 
-def _inside(root: Path) -> Iterator[Found | Skipped]:
-    border = root.resolve()
-    unreadable: list[OSError] = []
-    for folder, names, files in os.walk(root, onerror=unreadable.append):
-        here = Path(folder)
-        for name in sorted(names):
-            if name.startswith(".") or (here / name).is_symlink():
-                names.remove(name)
-                yield Skipped(_id(here / name, root) + "/", "hidden" if name.startswith(".") else "a link to a folder")
-        names.sort()
-        for name in sorted(files):
-            path = here / name
-            yield Skipped(_id(path, root), "hidden") if name.startswith(".") else _judged(path, _id(path, root), border)
-    for error in unreadable:
-        yield Skipped(_id(Path(error.filename), root) + "/", _why(error))
-
-
-def _judged(path: Path, identity: str, border: Path) -> Found | Skipped:
-    reason = ""
-    size = 0
-    try:
-        if not path.resolve(strict=True).is_relative_to(border):
-            reason = "a link that leads out of the folder"
-        elif not path.is_file():
-            reason = "no regular file"
-        else:
-            size = path.stat().st_size
-            reason = _unwanted(path, size)
-    except OSError as error:
-        reason = _why(error)
-    try:
-        identity.encode()
-    except UnicodeEncodeError:
-        return Skipped(identity.encode(errors="replace").decode(), "its name is not UTF-8")
-    return Skipped(identity, reason) if reason else Found(identity, path, size)
-
-
-def _unwanted(path: Path, size: int) -> str:
-    ending = path.suffix.lower()
-    if ending not in ENDINGS and ending not in _PICTURES:
-        kind = mimetypes.guess_type(path.name)[0] or ""
-        if kind.startswith(_NEVER):
-            return f"{kind.partition('/')[0]}, not text"
-        if ending in _OLD_OFFICE:
-            return "an Office format of before 2007"
-        if _NO_TEXT.fullmatch(path.suffix):
-            return "not text"
-    if size == 0:
-        return "empty"
-    if size > LARGEST:
-        return f"larger than {LARGEST // 2**20} MiB"
-    return ""
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or "cannot be read").lower()
-
-
-def _id(path: Path, root: Path) -> str:
-    return (root.name / path.relative_to(root)).as_posix()
+def _round(looked: Sequence[tuple[Follower, Changes]]) -> Round:
+    changes = [each for _, each in looked]
+    return Round(
+        [file for each in changes for file in each.put],
+        [name for each in changes for name in each.gone],
+        [left for each in changes for left in each.skipped],
+    )

@@ -1,7 +1,8 @@
 """What commands print: tables and matches for a person, JSON for a program."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -28,11 +29,32 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, markup=False)
 
 
-def as_json(content: object) -> None:
-    """Print as JSON, indented."""
+def as_json(content: object, *, line: bool = False) -> None:
+    """Print as JSON, indented or as one line."""
     import orjson
 
-    sys.stdout.write(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(orjson.dumps(content, option=0 if line else orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress(console: "Console", what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and remaining time while the block runs, where a person looks; told how many more are done."""
+    if not (console.is_terminal and total):
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+        bar = bars.add_task(what, total=total, rate="")
+
+        def advance(files: int) -> None:
+            bars.advance(bar, files)
+            speed = bars.tasks[0].speed
+            bars.update(bar, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield advance
 
 
 def models(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -84,7 +106,7 @@ def matches(found: Sequence[Mapping[str, Any]]) -> None:
         out.print("nothing was found")
 
 
-def progress(text: str) -> None:
+def said(text: str) -> None:
     """Show on a terminal's standard error what goes on, instead of what was shown before; nothing elsewhere."""
     if sys.stderr.isatty():
         typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
@@ -106,8 +128,11 @@ def _shown(match: Mapping[str, Any]) -> "Text":
 
 def summary(done: "Summary") -> None:
     """Print what became of the files of `ingest`, and why some were left out."""
+    also = "".join(
+        f" {number} {what}," for number, what in ((done.moved, "moved"), (done.removed, "removed")) if number
+    )
     typer.echo(
-        f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged, {len(done.skipped)} skipped,"
+        f"{done.added} added, {done.updated} updated, {done.unchanged} unchanged,{also} {len(done.skipped)} skipped,"
         f" {len(done.failed)} failed; {done.chunks} chunks, {done.seconds:.1f} s"
     )
     _reasons("skipped", done.skipped)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from time import monotonic
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import structlog
 
@@ -20,6 +20,7 @@ from appliance.catalog.records import (
     NewDocument,
     Put,
     Ready,
+    Refusal,
     Returned,
     Work,
 )
@@ -78,8 +79,19 @@ class _Prepared:
 _Done: TypeAlias = _Prepared | Failed | Returned
 
 
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A document that needs nothing more for now: `ready`, or `failed` with its reason."""
+
+    collection: str
+    id: str
+    state: Literal["ready", "failed"]
+    error: str
+    job: int | None
+
+
 class Ingestor:
-    """Takes waiting documents, oldest first, and makes them searchable. Belongs to one event loop.
+    """Takes waiting documents and makes them searchable. Belongs to one event loop.
 
     The catalog is the queue. Documents are prepared side by side and committed together: whatever is ready when the
     last commit has ended makes the next one, so that one fsync carries many. A document that changes or is removed
@@ -129,6 +141,9 @@ class Ingestor:
         self._loops: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[object]] = set()
         self._stopping = False
+        self._moving = False
+        self.on_over: Callable[[Sequence[Over]], None] = lambda _: None
+        """Told, on the loop, which documents a commit was over with."""
         self.trouble = ""
         """Why documents do not get on, when that is none of their doing; empty while they do."""
 
@@ -137,9 +152,10 @@ class Ingestor:
 
         def recover() -> None:
             self._catalog.recover()
-            self._finish_removals()
             for collection in self._catalog.collections():
                 self._store.create(collection.name, collection.dimensions)
+            self._finish_moves()
+            self._finish_removals()
 
         await asyncio.to_thread(recover)
         self._wake.set()
@@ -199,7 +215,14 @@ class Ingestor:
                 await self.create_collection(name, spec=self._registry.default)
 
     async def add(
-        self, collection: str, documents: Sequence[Incoming], *, wait: float, model: str | None = None
+        self,
+        collection: str,
+        documents: Sequence[Incoming],
+        *,
+        wait: float,
+        model: str | None = None,
+        job: int | None = None,
+        moved_from: Sequence[str] = (),
     ) -> list[Receipt]:
         """Queue documents durably, then wait for them. A document that cannot be read is refused; the others go on.
 
@@ -208,21 +231,34 @@ class Ingestor:
             documents: in the order of the answer.
             wait: seconds to wait at most until each is ready or failed.
             model: name of a model whose vectors the caller expects the collection to hold.
+            job: the one they are put in by.
+            moved_from: ids of documents that are gone where these come from. One of the same content is not embedded
+                again, but takes the new id.
 
         Raises:
             CollectionNotFound: no such collection.
             ModelNotFound: no such model.
             ModelMismatch: the collection's vectors are not the model's, or no model here gives such vectors.
+            JobNotFound: no such job.
+            Conflict: the job was cancelled, or is of another collection.
         """
-        found = await asyncio.to_thread(self._catalog.collection, collection)
-        spec = self._registry.within(found.space, found.model, asked=model)
+        spec = await self.spec(collection, model=model)
         read = partial(received, takes_images=spec.takes_images, max_pixels=self._max_pixels)
         given = await asyncio.get_running_loop().run_in_executor(
             self._readers, lambda: [read(each) for each in documents]
         )
         accepted = [each for each in given if isinstance(each, NewDocument)]
         with self._watchers.watching(collection, (each.id for each in accepted)) as watched:
-            puts = iter(await self._to_its_end(self._put(collection, accepted)))
+            refused = [Refusal(each.id, each.error) for each in given if isinstance(each, Receipt)]
+            put_all = partial(
+                self._catalog.put_documents,
+                collection,
+                accepted,
+                job=job,
+                refused=refused,
+                moved_from=moved_from,
+            )
+            puts = iter(await (self._put_moved(put_all) if moved_from else self._to_its_end(self._put(put_all))))
             receipts = [
                 each
                 if isinstance(each, Receipt)
@@ -236,6 +272,25 @@ class Ingestor:
                             await watched[each.id].wait()
         fresh = await asyncio.to_thread(self._catalog.named, collection, [each.id for each in accepted])
         return [each.renewed(fresh) for each in receipts]
+
+    async def spec(self, collection: str, *, model: str | None = None) -> ModelSpec:
+        """The card of a model that embeds for the collection. Raises as `add` does of collection and model."""
+        found = await asyncio.to_thread(self._catalog.collection, collection)
+        return self._registry.within(found.space, found.model, asked=model)
+
+    def wake(self) -> None:
+        """There may be something in the queue."""
+        self._wake.set()
+
+    async def take_back(self, step: Callable[[], T]) -> T:
+        """Run a step that takes documents out of the queue, such as the end of a job, and finish what it began."""
+
+        def change() -> T:
+            result = step()
+            self._finish_removals()
+            return result
+
+        return await self._change(change)
 
     async def remove(self, collection: str, document: str) -> None:
         """Remove a document with its chunks.
@@ -268,17 +323,34 @@ class Ingestor:
 
     # Changes of the store
 
-    async def _put(self, collection: str, documents: Sequence[NewDocument]) -> Sequence[Put]:
-        puts = await asyncio.to_thread(self._catalog.put_documents, collection, documents)
+    async def _put(self, put_all: Callable[[], Sequence[Put]]) -> Sequence[Put]:
+        puts = await asyncio.to_thread(put_all)
         self._wake.set()
         return puts
+
+    async def _put_moved(self, put_all: Callable[[], Sequence[Put]]) -> Sequence[Put]:
+        """The same where documents may take new names, in the catalog and then in the store, and nothing in between."""
+
+        def put() -> Sequence[Put]:
+            puts = put_all()
+            if any(each.change == "moved" for each in puts):
+                self._moving = True
+                self._finish_moves()
+            return puts
+
+        return await self._change(put, then=self._wake.set)
 
     async def _change(self, step: Callable[[], T], *, then: Callable[[], None] = lambda: None) -> T:
         """Run a change of the store in a thread, one at a time, and tell whom it concerns."""
 
+        def in_order() -> T:
+            if self._moving:  # the store was away when it was to be told a name
+                self._finish_moves()
+            return step()
+
         async def change() -> T:
             async with self._changing:
-                result = await asyncio.to_thread(step)
+                result = await asyncio.to_thread(in_order)
             then()
             return result
 
@@ -302,6 +374,14 @@ class Ingestor:
     def _forget(self, collection: str, document: str) -> None:
         with suppress(Conflict):  # put again meanwhile
             self._catalog.forget_document(collection, document)
+
+    def _finish_moves(self) -> None:
+        moves = self._catalog.pending_moves()
+        for move in moves:
+            self._store.rename(move.collection, move.old, move.new)
+        if moves:
+            self._catalog.end_moves(moves)
+        self._moving = False
 
     def _finish_removals(self) -> None:
         removals = self._catalog.pending_removals()
@@ -412,12 +492,13 @@ class Ingestor:
                 group = [Failed(group[0].work, f"it cannot be stored ({type(error).__name__})")]
             else:
                 self.trouble = "" if whole or over else self.trouble
-                for key in over:
-                    self._watchers.tell(*key)
+                for each in over:
+                    self._watchers.tell(each.collection, each.id)
+                self.on_over(over)
                 return whole
 
-    def _commit(self, group: Sequence[_Done]) -> tuple[list[tuple[str, str]], bool]:
-        """Store and settle: what is over with, by collection and id; whether all were still as they were taken."""
+    def _commit(self, group: Sequence[_Done]) -> tuple[list[Over], bool]:
+        """Store and settle: what is over with; whether all were still as they were taken."""
         current = self._catalog.current([each.work for each in group])
         ready = [each for each, still in zip(group, current, strict=True) if still and isinstance(each, _Prepared)]
         ready.sort(key=lambda each: each.work.collection.id)
@@ -428,8 +509,10 @@ class Ingestor:
         over = []
         for outcome, still in zip(outcomes, settled, strict=True):
             if still and not isinstance(outcome, Returned):
-                self._on_settled("ready" if isinstance(outcome, Ready) else "failed")
-                over.append((outcome.work.collection.name, outcome.work.id))
+                state: Literal["ready", "failed"] = "ready" if isinstance(outcome, Ready) else "failed"
+                error = outcome.error if isinstance(outcome, Failed) else ""
+                self._on_settled(state)
+                over.append(Over(outcome.work.collection.name, outcome.work.id, state, error, outcome.work.job))
         return over, all(settled)
 
     async def _paused(self, event: str, error: Exception) -> None:

@@ -58,6 +58,12 @@ class Watched(SqliteStore):
     commits = 0
     failures: list[Exception]
     bad = ""
+    away = False
+
+    def rename(self, collection: str, document: str, new: str) -> None:
+        if self.away:
+            raise StoreFull("no space is left")
+        super().rename(collection, document, new)
 
     def put_many(self, collection: str, entries: Sequence[Entry]) -> None:
         self.commits += 1
@@ -389,3 +395,85 @@ async def test_a_search_does_not_wait_for_large_documents(house: House) -> None:
 
     assert asyncio.get_running_loop().time() - began < 1
     await adding
+
+
+async def test_a_moved_document_is_not_embedded_again_and_is_found_under_its_new_name(house: House) -> None:
+    await house.ingestor.add("c", [text("otters hold hands", "old")], wait=10)
+    house.engine.entered.clear()
+
+    (receipt,) = await house.ingestor.add("c", [text("otters hold hands", "new")], wait=10, moved_from=["old"])
+
+    assert receipt.change == "moved"
+    assert not house.engine.entered.is_set()
+    assert [chunk.text for chunk in house.store.chunks("c", "new")] == ["otters hold hands"]
+    assert house.store.chunks("c", "old") == []
+    again = await house.ingestor.add("c", [text("another", "old")], wait=10)
+    assert again[0].change == "created"
+    assert house.store.count("c") == 2
+
+
+async def test_a_move_that_the_store_did_not_hear_of_is_finished_before_anything_else(
+    house: House, tmp_path: Path
+) -> None:
+    await house.ingestor.add("c", [text("otters hold hands", "old"), text("whales", "other")], wait=10)
+    house.store.away = True
+    with pytest.raises(StoreFull):
+        await house.ingestor.add("c", [text("otters hold hands", "new")], wait=10, moved_from=["old"])
+    house.store.away = False
+
+    await house.ingestor.add("c", [text("whales", "third")], wait=10, moved_from=["other"])
+
+    assert [len(house.store.chunks("c", name)) for name in ("old", "new", "other", "third")] == [0, 1, 0, 1]
+    house.store.away = True
+    with pytest.raises(StoreFull):
+        await house.ingestor.add("c", [text("whales", "fourth")], wait=10, moved_from=["third"])
+    await house.close()
+    again = House(tmp_path)
+    await again.open()
+    assert [len(again.store.chunks("c", name)) for name in ("third", "fourth")] == [0, 1]
+    assert again.catalog.pending_moves() == []
+    await again.close()
+
+
+async def test_documents_that_change_places_keep_each_its_own_text(house: House) -> None:
+    await house.ingestor.add("c", [text("first text", "a"), text("second text", "b")], wait=10)
+
+    moved = [text("second text", "c"), text("first text", "b")]
+    receipts = await house.ingestor.add("c", moved, wait=10, moved_from=["a", "b"])
+
+    assert [each.change for each in receipts] == ["moved", "created"]
+    assert [chunk.text for chunk in house.store.chunks("c", "c")] == ["second text"]
+    assert [chunk.text for chunk in house.store.chunks("c", "b")] == ["first text"]
+
+
+async def test_what_people_wait_for_goes_before_a_job(house: House) -> None:
+    house.engine.free.clear()
+    job = house.catalog.jobs.create("c", kind="documents").id
+    await house.ingestor.add("c", [text(f"bulk{n}", f"b{n}") for n in range(300)], wait=0, job=job)
+    await asyncio.to_thread(house.engine.entered.wait)
+    asked = asyncio.create_task(house.ingestor.add("c", [text("asked for", "asked")], wait=10))
+    await asyncio.sleep(0.1)
+    house.engine.free.set()
+
+    assert (receipt := (await asked)[0]).document
+    assert receipt.document.state == "ready"
+    assert house.catalog.jobs.job(job).waiting > 0
+
+
+async def test_a_job_cancelled_while_it_is_worked_on_leaves_only_what_is_done(house: House) -> None:
+    house.engine.free.clear()
+    job = house.catalog.jobs.create("c", kind="documents").id
+    await house.ingestor.add("c", [text(f"bulk{n}", f"b{n}") for n in range(200)], wait=0, job=job)
+    await asyncio.to_thread(house.engine.entered.wait)
+
+    await house.ingestor.take_back(lambda: house.catalog.jobs.cancel(job))
+    house.engine.free.set()
+
+    async with asyncio.timeout(10):
+        while house.catalog.jobs.job(job).waiting:
+            await asyncio.sleep(0.01)
+    after = house.catalog.jobs.job(job)
+    assert after.ready + after.skipped == 200
+    assert 0 < after.ready <= 64
+    assert house.catalog.counts("c") == {"ready": after.ready}
+    assert house.store.count("c") == after.ready
