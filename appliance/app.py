@@ -1,7 +1,7 @@
 """The composition root: settings in, FastAPI out. The lifespan builds everything up, an exit stack takes it down."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from appliance.embedding.engines.rkllm.board import Npu, this_board
 from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
-from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards
+from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards, usable_cards
 from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
 from appliance.ingest.events import Events
 from appliance.ingest.ingestor import Ingestor
@@ -115,8 +115,13 @@ def read_models(settings: Settings) -> list[Card]:
         InvalidInput: a file in the folders of cards is none.
         EngineUnavailable: the simulated NPU cannot be built.
     """
-    cards = read_cards(shipped("config") / "models", settings.cards)
-    return [*cards, *_simulated(settings).cards] if settings.simulate_npu else cards
+    return _with_shipped(settings, read_cards(settings.cards))
+
+
+def _with_shipped(settings: Settings, own: Iterable[Card]) -> list[Card]:
+    """The owner's cards, and those that came along but for the ones of the same name."""
+    cards = {card.name: card for card in (*read_cards(shipped("config") / "models"), *own)}
+    return [*cards.values(), *(_simulated(settings).cards if settings.simulate_npu else ())]
 
 
 def create_registry(
@@ -329,24 +334,30 @@ async def _preload(registry: Registry, name: str, *, pause: float = 2.0) -> None
 
 
 async def _follow_cards(settings: Settings, registry: Registry, *, pause: float = 2.0) -> None:
-    """Take over what changes in the owner's cards, for as long as the task runs. Cards that cannot be used change
-    nothing, and are told once.
+    """Take over what changes in the owner's cards, for as long as the task runs. A file that is no card is told once,
+    and the card that it was before stays; cards that do not go together change nothing.
 
     Args:
         settings: where the cards are.
         registry: takes them.
         pause: seconds between two looks.
     """
+
+    def tell(error: ApplianceError) -> None:
+        log.error("cards not taken over", error=error.message)
+
     seen = await asyncio.to_thread(_state, settings.cards)
+    own = await asyncio.to_thread(usable_cards, settings.cards, {}, tell)
     while True:
         await asyncio.sleep(pause)
         state = await asyncio.to_thread(_state, settings.cards)
         if state != seen:
             seen = state
             try:
-                registry.reload(await asyncio.to_thread(read_models, settings))
+                own = await asyncio.to_thread(usable_cards, settings.cards, own, tell)
+                registry.reload(await asyncio.to_thread(_with_shipped, settings, own.values()))
             except ApplianceError as error:
-                log.error("cards not taken over", error=error.message)  # noqa: TRY400  # no trace
+                tell(error)
             except Exception:
                 log.exception("cards not taken over")
             else:

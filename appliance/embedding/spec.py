@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -426,6 +426,25 @@ def read_cards(*folders: Path) -> list[Card]:
             card = read_card(path)
             cards[card.name] = card
     return list(cards.values())
+
+
+def usable_cards(folder: Path, before: Mapping[str, Card], tell: Callable[[InvalidInput], None]) -> dict[str, Card]:
+    """Read every `*.toml` of a folder, by the file's name; of a file that is no card, the card that it was before.
+
+    Args:
+        folder: read.
+        before: what this gave the last time.
+        tell: told of each file that cannot be used.
+    """
+    cards = {}
+    for path in sorted(folder.glob("[!.]*.toml")):
+        try:
+            cards[path.name] = read_card(path)
+        except InvalidInput as error:
+            tell(error)
+            if path.name in before:
+                cards[path.name] = before[path.name]
+    return cards
 
 
 def check_spaces(cards: Iterable[Card]) -> None:

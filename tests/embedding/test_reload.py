@@ -127,6 +127,10 @@ async def test_where_the_npu_is_insisted_on_the_default_cannot_become_one_of_the
     await registry.close()
 
 
+def own_card(name: str) -> str:
+    return f'name = "{name}"\nengine = "hash"\nfamily = "hash"\ndimensions = 32\nmax_tokens = 9\n'
+
+
 async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_works(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,10 +142,12 @@ async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_wo
     await asyncio.sleep(0.05)
 
     own = settings.cards / "own.toml"
-    own.write_text('name = "own"\nengine = "hash"\nfamily = "hash"\ndimensions = 32\nmax_tokens = 9\n')
+    own.write_text(own_card("own"))
     await until(lambda: any(each.name == "own" for each in registry.cards()))
     own.write_text("name = ")
     await until(lambda: "not taken over" in "".join(capsys.readouterr()))
+    (settings.cards / "next.toml").write_text(own_card("next"))
+    await until(lambda: any(each.name == "next" for each in registry.cards()))
     assert (await registry.embed("own", ["hello"])).vectors.shape == (1, 32)
     (settings.cards / ".#own.toml").symlink_to("nobody@nowhere")  # as an editor locks a file
     (settings.cards / "gone.toml").mkdir()
