@@ -1,8 +1,8 @@
 """The composition root: settings in, FastAPI out. The lifespan builds everything up, an exit stack takes it down."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,13 +43,14 @@ from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards, usable_cards
-from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
+from appliance.errors import ApplianceError, CollectionNotFound, InvalidInput, ModelNotFound
 from appliance.ingest.events import Events
 from appliance.ingest.ingestor import Ingestor
 from appliance.ingest.jobs import Jobs
 from appliance.search.retriever import Retriever
 from appliance.settings import Settings, shipped
-from appliance.store.sqlite import SqliteStore
+from appliance.store.base import Store
+from appliance.store.opening import Place, open_store
 
 if TYPE_CHECKING:
     from appliance.embedding.engines.rkllm.simulated import Prepared
@@ -212,8 +213,18 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(asyncio.to_thread, database.close)
     await asyncio.to_thread(database.migrate, shipped("migrations"))
     catalog = Catalog(database)
-    store = SqliteStore(database, title_weight=settings.title_weight)
-    stack.push_async_callback(asyncio.to_thread, store.close)
+    closing = ExitStack()
+    stack.push_async_callback(asyncio.to_thread, closing.close)
+    place = await asyncio.to_thread(store_place, settings)
+    store = await asyncio.to_thread(
+        open_store,
+        place,
+        database=database,
+        migrations=shipped("migrations"),
+        stack=closing,
+        space_of=space_of(catalog),
+    )
+    watch = _Watch(store)
     if settings.simulate_npu:
         await asyncio.to_thread(_simulated, settings)  # compiled here, so that it is there below
     cache = _cache(settings, metrics)
@@ -263,12 +274,15 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(running.stop)
     preloads = dict.fromkeys([registry.default.name, *(_to_preload(registry, name) for name in settings.preload)])
     loads = (_preload(registry, name) for name in preloads)
-    for task in (registry.unload_idle(), _follow_cards(settings, registry), asyncio.to_thread(store.warm), *loads):
+    warming = asyncio.to_thread(store.warm)
+    watches = [] if place.kind == "sqlite" else [watch.run()]
+    for task in (registry.unload_idle(), _follow_cards(settings, registry), warming, *watches, *loads):
         stack.push_async_callback(_ended, asyncio.create_task(task))
     return Appliance(
         registry=registry,
         catalog=catalog,
         store=store,
+        store_trouble=lambda: watch.trouble,
         ingestor=ingestor,
         jobs=running,
         events=told,
@@ -280,6 +294,54 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         wait=settings.wait,
         max_pending=settings.max_pending,
     )
+
+
+def store_place(settings: Settings) -> Place:
+    """Where the settings have chunks and vectors live. Blocking. InvalidInput as `Settings.secret`."""
+    return Place(
+        kind=settings.store,
+        url="" if settings.store == "sqlite" else settings.store_address(),
+        index=settings.store_index,
+        distance=settings.store_distance,
+        precision=settings.store_precision,
+        title_weight=settings.title_weight,
+    )
+
+
+def space_of(catalog: Catalog) -> Callable[[str], str]:
+    """Tells in which space the vectors of a collection are; "" for one that the catalog does not have. Blocking."""
+
+    def told(collection: str) -> str:
+        try:
+            return catalog.collection(collection).space
+        except CollectionNotFound:
+            return ""
+
+    return told
+
+
+class _Watch:
+    """Asks a store on another machine again and again whether it is there."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.trouble = ""
+        """Why it does not answer; empty while it does."""
+
+    async def run(self, *, pause: float = 1.0) -> None:
+        """For as long as the task runs, every `pause` seconds."""
+        while True:
+            try:
+                await asyncio.to_thread(self._store.total)
+            except ApplianceError as error:
+                if not self.trouble:
+                    log.error("the store is away", error=error.message)  # noqa: TRY400  # no trace
+                self.trouble = error.message
+            else:
+                if self.trouble:
+                    log.info("the store is back")
+                self.trouble = ""
+            await asyncio.sleep(pause)
 
 
 def _cache(settings: Settings, metrics: Metrics) -> EmbeddingCache | None:

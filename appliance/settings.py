@@ -241,6 +241,27 @@ class Settings(BaseSettings):
         description="Whose ids the token arrays of /v1/embeddings are: OpenAI's, the model's own, or nobody's.",
     )
     strict_openai: bool = Field(default=False, description="Refuse the empty string on /v1/embeddings, as OpenAI does.")
+    store: Literal["sqlite", "postgres", "milvus"] = Field(
+        "sqlite",
+        description="Where chunks and vectors live: in the data directory, or on a server that appliances share.",
+    )
+    store_url: SecretStr = Field(
+        SecretStr(""),
+        description="Address of that server: postgresql://user:password@host:5432/database, or http://host:19530 of "
+        "Milvus. Best as APPLIANCE_STORE_URL in the environment or in secrets_file.",
+        json_schema_extra={"shown": ""},
+    )
+    store_index: Literal["hnsw", "ivfflat", "none"] = Field(
+        "hnsw",
+        description="How a server finds the nearest of many: hnsw finds most, ivfflat is small and quickly built, none "
+        "compares with all.",
+    )
+    store_distance: Literal["ip", "cosine", "l2"] = Field(
+        "ip", description="What its index compares by; vectors of unit length come in one order by each."
+    )
+    store_precision: Literal["half", "single"] = Field(
+        "half", description="Of the numbers in PostgreSQL's index; the best are compared again in full anyway."
+    )
     chunk_tokens: int = Field(
         0, ge=0, le=8192, description="Tokens of a chunk; 0 is 256, or as many as the model takes if fewer."
     )
@@ -278,6 +299,10 @@ class Settings(BaseSettings):
     def database(self) -> Path:
         """The SQLite file."""
         return self.data / "appliance.db"
+
+    def store_address(self) -> str:
+        """`store_url`, else what `secrets_file` has for it. Blocking. InvalidInput as `secret`."""
+        return self.store_url.get_secret_value() or self.secret(f"{_PREFIX}STORE_URL") or ""
 
     @property
     def models(self) -> Path:

@@ -91,7 +91,9 @@ class Served:
                 "--port",
                 str(self.port),
             ],
-            env=os.environ | environment | {"APPLIANCE_NPU_ABI": family, "APPLIANCE_LOG_FORMAT": "json"},
+            env=os.environ
+            | environment
+            | {"APPLIANCE_NPU_ABI": family, "APPLIANCE_LOG_FORMAT": "json", "APPLIANCE_CACHE_ENTRIES": "0"},
             stderr=self.log,
         )
         deadline = time.monotonic() + 30

@@ -52,6 +52,7 @@ class Appliance:
         registry: the models.
         catalog: which collections and documents exist.
         store: where their chunks are.
+        store_trouble: why a store on another machine does not answer; empty while it does.
         ingestor: the one door through which they change.
         jobs: what was handed in together.
         events: what happens to documents and jobs.
@@ -74,6 +75,7 @@ class Appliance:
     retriever: Retriever
     metrics: Metrics
     cache: EmbeddingCache | None = None
+    store_trouble: Callable[[], str] = lambda: ""
     wait: float = 10.0
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"  # noqa: S105 - tokens of a text
     strict_openai: bool = False
@@ -83,7 +85,10 @@ class Appliance:
     def ready(self) -> dict[str, str]:
         """For each part that the first answers need: `ok`, or what is missing."""
         default = self.registry.default.name
-        return {"index": self.ingestor.trouble or "ok", f"model {default}": self.registry.trouble(default) or "ok"}
+        return {
+            "index": self.ingestor.trouble or self.store_trouble() or "ok",
+            f"model {default}": self.registry.trouble(default) or "ok",
+        }
 
     def installed(self) -> list[tuple[Card, datetime]]:
         """The models whose files are here and when they came, newest first: one order for every list of models."""

@@ -402,6 +402,46 @@ def evaluate(
         typer.echo(evaluation.table(result))
 
 
+store_app = typer.Typer(no_args_is_help=True, help="The store behind the index.", rich_markup_mode=None)
+app.add_typer(store_app, name="store")
+
+StoreKind = Literal["sqlite", "postgres", "milvus"]
+
+
+@store_app.callback()
+def _store() -> None:
+    """The store behind the index."""
+
+
+@store_app.command("copy")
+def copy_store(
+    *,
+    source: Annotated[StoreKind, typer.Option("--from", help="Where everything is.")],
+    target: Annotated[StoreKind, typer.Option("--to", help="Where it is to be, too.")],
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy everything that one store holds into another, and compare the two.
+
+    The server has to be stopped. Run it again where it was cut short: it goes on there. The address of a server is
+    store_url, best as APPLIANCE_STORE_URL in the environment.
+    """
+    from appliance.cli.stores import copied
+
+    copy = copied(_settings(data=data, config=config), source, target, console=printing.console(stderr=True))
+    if as_json:
+        from dataclasses import asdict
+
+        printing.as_json(asdict(copy))
+    else:
+        typer.echo(f"{copy.chunks} chunks copied, {copy.compared} compared, {len(copy.differences)} differences")
+        for line in copy.differences[:20]:
+            typer.echo(line, err=True)
+    if copy.differences:
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(*, data: Data = None, config: Config = None, as_json: AsJson = False) -> None:
     """Check this machine, and say what to do where something is wrong. Changes nothing.

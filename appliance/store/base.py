@@ -168,3 +168,22 @@ class WordIndex(Protocol):
 
     def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
         """The best chunks for a person's words by BM25; any text is a valid query, none is an operator."""
+
+
+class Store(VectorStore, WordIndex, Protocol):
+    """Both over the same chunks, and what it takes to count and to copy them."""
+
+    def total(self) -> int:
+        """How many chunks there are in all collections."""
+
+    def collections(self) -> dict[str, int]:
+        """The dimensions of every collection, by name."""
+
+    def entries(self, collection: str, *, after: str = "", limit: int = 100) -> list[Entry]:
+        """The first documents behind `after`, in the order of their names, with all they have."""
+
+    def improve(self, collection: str) -> None:
+        """Build now what makes searches quick, where that is due."""
+
+    def warm(self) -> None:
+        """Read what searches keep in memory, which the first of them would wait for."""

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from appliance.errors import InvalidInput
+from appliance.errors import InvalidInput, ModelMismatch
 from appliance.store.base import Chunk, Matrix, Vector
 
 MAX_DIMENSIONS: Final = 8192
@@ -21,6 +21,18 @@ def check_dimensions(dimensions: int) -> None:
     """Raise InvalidInput unless vectors of this length can be stored."""
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise InvalidInput(f"vectors have 1 to {MAX_DIMENSIONS} dimensions, not {dimensions}", param="dimensions")
+
+
+def check_space(collection: str, wanted: str, known: str) -> None:
+    """Raise ModelMismatch where vectors of two spaces would come into one collection; "" is a space that nobody named.
+
+    Appliances that share a store have settings of their own: one of them may have another model.
+    """
+    if wanted and known and wanted != known:
+        raise ModelMismatch(
+            f"the collection {collection!r} of the shared store has vectors of another model ({known}): give this one "
+            "another name, or use the same model"
+        )
 
 
 def checked_vectors(vectors: npt.NDArray[np.generic], *, rows: int, dimensions: int) -> Matrix:

@@ -8,7 +8,7 @@ than asked for, the common words lead, all of them together first.
 # ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from threading import Lock
@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from appliance.store.base import Value
 from appliance.store.mirror import Ids, Stored
 from appliance.store.passing import Filter
-from appliance.store.words import Term, folded
+from appliance.store.words import Term, shorter_stems
 
 _LISTED: Final = 20_000
 """Chunks that pass a condition which are named to FTS5; where more do, it looks at what each has."""
@@ -35,18 +35,6 @@ _COUNTED: Final = 100_000
 _KEPT: Final = 4096
 """Words whose counts are remembered for a collection."""
 
-_LIST: Final = """
-ability ables ably alism alities ally als ances ants ated ates ating ational ations ators edly eds
-ements ences ents ers fully fulness ibility ibles ibly ically icate icative icity ied ies iness ings
-ingly ionally ions ious isms ists iveness ivity ization izations izers izing ments nesses ors ousness ously
-"""
-_ENDINGS: Final = tuple(_LIST.split())
-"""What porter takes off words, at its longest."""
-
-_MAX_ENDING: Final = 7
-_SHORTEST: Final = 3
-
-
 Scored: TypeAlias = tuple[Ids, npt.NDArray[np.float64]]
 
 
@@ -56,18 +44,8 @@ def expression(term: Term) -> str:
     if not term.prefix:
         return phrase
     first, last = term.tokens[:-1], term.tokens[-1]
-    shorter = [f'"{" ".join((*first, stem))}"' for stem in _stems(last)]
+    shorter = [f'"{" ".join((*first, stem))}"' for stem in shorter_stems(last)]
     return f"({' OR '.join([f'{phrase} *', *shorter])})"
-
-
-def _stems(beginning: str) -> Iterator[str]:
-    """Stems, shorter than the beginning of a word, of words that begin so: it reaches into their endings."""
-    word = folded(beginning)
-    if not (word.isascii() and word.isalpha()):
-        return
-    for cut in range(max(_SHORTEST, len(word) - _MAX_ENDING), len(word)):
-        if any(ending.startswith(word[cut:]) for ending in _ENDINGS):
-            yield word[:cut]
 
 
 class Frequencies:

@@ -16,6 +16,7 @@ behind a NUL character like any other; only SQL's own `length()` stops there, an
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -198,7 +199,7 @@ class SqliteStore:
             return _matches(connection, ids, scores, limit)
 
     def warm(self) -> None:
-        """Read what searches keep in memory of large collections, which the first of them would wait for."""
+        """See Store. Large collections alone are worth it."""
         with self._database.read() as connection:
             every = connection.exec_driver_sql("SELECT id, dimensions, chunks, added, removed FROM store_collection")
             for row in every.all():
@@ -251,9 +252,35 @@ class SqliteStore:
             return _found(connection, collection).chunks
 
     def total(self) -> int:
-        """How many chunks there are in all collections."""
+        """See Store."""
         with self._database.read() as connection:
             return int(connection.exec_driver_sql("SELECT coalesce(sum(chunks), 0) FROM store_collection").scalar_one())
+
+    def collections(self) -> dict[str, int]:
+        """See Store."""
+        with self._database.read() as connection:
+            rows = connection.exec_driver_sql("SELECT name, dimensions FROM store_collection ORDER BY name")
+            return {row[0]: row[1] for row in rows}
+
+    def entries(self, collection: str, *, after: str = "", limit: int = 100) -> list[Entry]:
+        """See Store."""
+        with self._database.read() as connection:
+            stored = _found(connection, collection)
+            rows = connection.exec_driver_sql(
+                f"SELECT vector, document, {_COLUMNS} FROM chunk JOIN embedding ON chunk_id = id WHERE collection = ? "
+                "AND document IN (SELECT DISTINCT document FROM chunk WHERE collection = ? AND document > ? "
+                "ORDER BY document LIMIT ?) ORDER BY document, ordinal",
+                (stored.id, stored.id, after, limit),
+            ).all()
+        result = []
+        for document, group in groupby(rows, key=lambda row: str(row[1])):
+            own = list(group)
+            vectors = np.frombuffer(b"".join(row[0] for row in own), np.float32).reshape(-1, stored.dimensions)
+            result.append(Entry(document, [_chunk(row[2:]) for row in own], vectors))
+        return result
+
+    def improve(self, collection: str) -> None:
+        """See Store. Nothing is ever due."""
 
     def close(self) -> None:
         """See VectorStore. Lets go of memory; the database is the caller's."""

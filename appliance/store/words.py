@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -26,6 +27,17 @@ were weren what when where which while who whom why will with won would wouldn y
 
 STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 """English words that say nothing about the subject; dropped from queries, kept in the index."""
+
+_LIST: Final = """
+ability ables ably alism alities ally als ances ants ated ates ating ational ations ators edly eds
+ements ences ents ers fully fulness ibility ibles ibly ically icate icative icity ied ies iness ings
+ingly ionally ions ious isms ists iveness ivity ization izations izers izing ments nesses ors ousness ously
+"""
+_ENDINGS: Final = tuple(_LIST.split())
+"""What porter takes off words, at its longest."""
+
+_MAX_ENDING: Final = 7
+_SHORTEST: Final = 3
 
 _LETTERS: Final = (
     "\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46"  # Thai
@@ -79,6 +91,16 @@ def folded(text: str) -> str:
     """Without case and diacritics."""
     apart = unicodedata.normalize("NFD", text.casefold())
     return unicodedata.normalize("NFC", "".join(letter for letter in apart if not "\u0300" <= letter <= "\u036f"))
+
+
+def shorter_stems(beginning: str) -> Iterator[str]:
+    """Stems, shorter than the beginning of a word, of words that begin so: it reaches into their endings."""
+    word = folded(beginning)
+    if not (word.isascii() and word.isalpha()):
+        return
+    for cut in range(max(_SHORTEST, len(word) - _MAX_ENDING), len(word)):
+        if any(ending.startswith(word[cut:]) for ending in _ENDINGS):
+            yield word[:cut]
 
 
 def tokens(text: str) -> list[str]:

@@ -17,6 +17,7 @@ from machine import BenchFailed, Server, Worker, described, get, worker
 from npu import overhead
 from report import FULL, QUICK, Plan, Table, met
 from search import SIZES, search
+from stores import named, stores
 from subjects import appliance, installed, rival
 from texts import LONG, SHORT, documents, texts
 
@@ -26,8 +27,10 @@ HERE = Path(__file__).resolve().parent
 MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
-ALONE = ("hash", "npu", "search")
-"""Sections that need no model; `npu` needs a C compiler."""
+ALONE = ("hash", "npu", "search", "stores")
+"""Sections that need no model; `npu` needs a C compiler. `stores` measures servers, too, where BENCH_POSTGRES_URL and
+BENCH_MILVUS_URL name some.
+"""
 
 BESIDE = ("start", "open", "short", "profiles")
 """Sections that start what they measure themselves."""
@@ -293,6 +296,7 @@ def main() -> None:
         help="chunks searched, tens, by commas; 10000,100000,1000000 if left out, without the last if quick",
     )
     parser.add_argument("--vectors", type=Path, metavar="FILE", help="search these (.npy, unit rows), not made-up ones")
+    parser.add_argument("--chunks", type=int, default=10_000, help="in the stores that are measured")
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     models: list[str] = arguments.model or list(MEMORY)
@@ -305,6 +309,8 @@ def main() -> None:
         hashing(plan)
     if "search" in only:
         search(plan, cache, arguments.sizes or SIZES[: 2 if arguments.quick else None], given=arguments.vectors)
+    if "stores" in only:
+        stores(plan, arguments.chunks, named())
     if arguments.only and not set(only) - set(ALONE):
         return
     source = installed(cache, models)

@@ -37,9 +37,10 @@ from appliance.database import Database
 from appliance.embedding.embedder import Embedder
 from appliance.embedding.engines import open_engine
 from appliance.embedding.pull import ModelFiles
+from appliance.ingest.parse import parse
 from appliance.ingest.prepare import Cut, cut
 from appliance.search.quality import ndcg
-from appliance.search.retriever import Found, Mode, Retriever
+from appliance.search.retriever import Found, Mode, Place, Query, Retriever
 from appliance.settings import Settings, shipped
 from appliance.store.base import Chunk, Entry, Vector
 from appliance.store.sqlite import SqliteStore
@@ -208,7 +209,8 @@ async def index(
     for number, document in enumerate(documents):
         body = document.text.encode()
         work = Work(collection, number, document.id, 1, 1, document.title, {}, document.media_type, body)
-        pieces.append(cut(work, embedder, chunk_tokens=0, chunk_overlap=32))
+        found = parse(body, media_type=document.media_type, name=document.id)
+        pieces.append(cut(work, found, embedder, chunk_tokens=0, chunk_overlap=32))
     fresh = sorted({str(text) for piece in pieces for text in piece.inputs} - known.keys(), key=len)
     for start in range(0, len(fresh), 256):
         part = fresh[start : start + 256]
@@ -225,16 +227,10 @@ async def index(
 
 async def ask(retriever: Retriever, questions: Sequence[Question], embedder: Embedder, mode: Mode) -> float:
     """The mean of the measure."""
+    place = Place("c", embedder.spec.name, embedder.spec.dimensions, embedder)
     values = []
     for question in questions:
-        found = await retriever.search(
-            question.text,
-            embedder=embedder,
-            collection="c",
-            dimensions=embedder.spec.dimensions,
-            limit=LIMIT,
-            mode=mode,
-        )
+        found = (await retriever.search(Query(q=question.text, places=[place], limit=LIMIT, mode=mode))).found
         if question.judged:
             values.append(ndcg(list(dict.fromkeys(match.document for match in found)), question.judged, k=10))
         else:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from appliance.app import _ended, _follow_cards
 from appliance.embedding.engine import EmbeddingEngine, RerankEngine
@@ -131,30 +132,29 @@ def own_card(name: str) -> str:
     return f'name = "{name}"\nengine = "hash"\nfamily = "hash"\ndimensions = 32\nmax_tokens = 9\n'
 
 
-async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_works(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_running_appliance_takes_over_the_owners_cards_and_keeps_what_works(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, model="hash")
     settings.cards.mkdir()
     hashing = card("hash", dimensions=1024, space="hash-1")
     registry = registry_of(hashing, folder=tmp_path)
-    task = asyncio.create_task(_follow_cards(settings, registry, pause=0.01))
-    await asyncio.sleep(0.05)
-
     own = settings.cards / "own.toml"
-    own.write_text(own_card("own"))
-    await until(lambda: any(each.name == "own" for each in registry.cards()))
-    own.write_text("name = ")
-    await until(lambda: "not taken over" in "".join(capsys.readouterr()))
-    (settings.cards / "next.toml").write_text(own_card("next"))
-    await until(lambda: any(each.name == "next" for each in registry.cards()))
-    assert (await registry.embed("own", ["hello"])).vectors.shape == (1, 32)
-    (settings.cards / ".#own.toml").symlink_to("nobody@nowhere")  # as an editor locks a file
-    (settings.cards / "gone.toml").mkdir()
-    await until(lambda: "cannot be read" in "".join(capsys.readouterr()))
-    (settings.cards / "gone.toml").rmdir()
-    own.unlink()
-    await until(lambda: all(each.name != "own" for each in registry.cards()))
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(_follow_cards(settings, registry, pause=0.01))
+        await asyncio.sleep(0.05)
+        own.write_text(own_card("own"))
+        await until(lambda: any(each.name == "own" for each in registry.cards()))
+        own.write_text("name = ")
+        await until(lambda: any("is not TOML" in each.get("error", "") for each in logs))
+        (settings.cards / "next.toml").write_text(own_card("next"))
+        await until(lambda: any(each.name == "next" for each in registry.cards()))
+        assert (await registry.embed("own", ["hello"])).vectors.shape == (1, 32)
+        (settings.cards / ".#own.toml").symlink_to("nobody@nowhere")  # as an editor locks a file
+        (settings.cards / "gone.toml").mkdir()
+        await until(lambda: any("cannot be read" in each.get("error", "") for each in logs))
+        (settings.cards / "gone.toml").rmdir()
+        own.unlink()
+        await until(lambda: all(each.name != "own" for each in registry.cards()))
 
     await _ended(task)
     await registry.close()

@@ -152,9 +152,9 @@ class TestFollowing:
 
     def test_what_is_left_out_is_told_once(self, follower: Follower, root: Path) -> None:
         follower.look()
-        (root / "photo.jpg").write_bytes(b"x")
+        (root / "song.mp3").write_bytes(b"x")
 
-        assert follower.look().skipped == (Skipped("notes/photo.jpg", "image, not text"),)
+        assert follower.look().skipped == (Skipped("notes/song.mp3", "audio, not text"),)
         assert not follower.look()
 
     def test_what_could_not_be_done_is_told_again(self, follower: Follower, root: Path) -> None:

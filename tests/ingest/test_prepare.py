@@ -74,8 +74,8 @@ def test_chunks_are_embedded_with_title_and_section_unless_the_collection_wants_
 
 
 def test_a_chunk_tells_its_section_and_the_caller_s_own_word_counts_more(embedder: Embedder) -> None:
-    told = pieces(embedder, work(TEXT, Chunking(), metadata={"year": 2024})).chunks
-    own = pieces(embedder, work(TEXT, Chunking(), metadata={"section": "mine"})).chunks
+    told = pieces(embedder, work(TEXT, Chunking(), title="On otters", metadata={"year": 2024})).chunks
+    own = pieces(embedder, work(TEXT, Chunking(), title="On otters", metadata={"section": "mine"})).chunks
 
     assert {str(chunk.metadata) for chunk in told} == {str({"section": "Guide", "year": 2024})}
     assert {chunk.metadata["section"] for chunk in own} == {"mine"}

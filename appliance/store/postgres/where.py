@@ -1,0 +1,91 @@
+"""Text and conditions as PostgreSQL takes them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from appliance.store.base import AllOf, AnyOf, Condition, Expression, Not, Value, Where
+from appliance.store.kept import kept
+
+_JSON_TYPES: Final = {bool: "boolean", int: "number", float: "number", str: "string"}
+
+_INDEXED: Final = 16
+"""Values of an `in` that are looked up one by one in the index of the fields; more are compared with each chunk."""
+
+
+def fields(metadata: Mapping[str, object]) -> str:
+    """The part of the metadata that conditions look at, as JSON: lists and objects are only there or not."""
+    plain = {
+        kept(key): kept(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
+        for key, value in metadata.items()
+    }
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def compiled(where: Where, column: str) -> tuple[str, tuple[Any, ...]]:
+    """The expressions, which were checked, as one SQL expression over a jsonb column of `fields`, and its parameters
+    in order. It is never NULL.
+    """
+    values: list[Any] = []
+    parts = ["TRUE", *(_written(expression, column, values) for expression in where)]
+    return " AND ".join(parts), tuple(values)
+
+
+def _written(expression: Expression, column: str, values: list[Any]) -> str:
+    match expression:
+        case AllOf():
+            return "(" + " AND ".join(["TRUE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+        case AnyOf():
+            return "(" + " OR ".join(["FALSE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+        case Not():
+            return f"(NOT {_written(expression.part, column, values)})"
+        case Condition():
+            return f"({_compared(expression, column, values)})"
+
+
+def _compared(condition: Condition, column: str, values: list[Any]) -> str:
+    key = condition.key
+    match condition.op, condition.value:
+        case "exists", there:
+            values.append(kept(key))
+            text = f"{column} ? %s" if there else f"NOT {column} ? %s"
+        case "between", (least, greatest):
+            text = f"{_ordered(key, '>=', least, column, values)} AND {_ordered(key, '<=', greatest, column, values)}"
+        case _, tuple(wanted):
+            text = _among(key, wanted, column, values)
+        case "=", value:
+            text = _equal(key, value, column, values)
+        case "!=", value:
+            text = f"NOT {_equal(key, value, column, values)}"
+        case op, value:
+            text = _ordered(key, op, value, column, values)
+    return text
+
+
+def _json(value: Value) -> str:
+    return json.dumps(kept(value) if isinstance(value, str) else value, ensure_ascii=False)
+
+
+def _equal(key: str, value: Value, column: str, values: list[Any]) -> str:
+    values.append(f"{{{_json(key)}:{_json(value)}}}")
+    return f"({column} @> %s::jsonb)"
+
+
+def _among(key: str, wanted: Sequence[Value], column: str, values: list[Any]) -> str:
+    if not wanted:
+        return "FALSE"
+    if len(wanted) <= _INDEXED:
+        return "(" + " OR ".join(_equal(key, value, column, values) for value in wanted) + ")"
+    values += [kept(key), [_json(value) for value in wanted]]
+    return f"(({column} -> %s = ANY (%s::jsonb[])) IS TRUE)"
+
+
+def _ordered(key: str, op: str, value: Value, column: str, values: list[Any]) -> str:
+    name = kept(key)
+    if isinstance(value, str):
+        values += [name, name, kept(value)]
+        compared = f'({column} ->> %s) COLLATE "C" {op} %s'
+    else:
+        values += [name, name, _json(value)]
+        compared = f"({column} -> %s) {op} %s::jsonb"
+    return f"((jsonb_typeof({column} -> %s) = '{_JSON_TYPES[type(value)]}' AND {compared}) IS TRUE)"
