@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from tests.hub import HubServer
 
 CARD = shipped("config") / "models" / "all-minilm-l6-v2.toml"
+
+# Programs that a shell runs in the background ignore Ctrl-C, and so would those that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
