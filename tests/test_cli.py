@@ -14,8 +14,8 @@ from typing import Protocol
 import httpx
 import pytest
 
-from appliance.cli.client import BATCH_FILES, Server
-from appliance.cli.files import LARGEST, Found, Skipped, find
+from appliance.cli.client import Server
+from appliance.cli.files import BATCH_FILES, LARGEST, Found, Skipped, find
 from appliance.cli.server import GRACE
 
 PROGRAM = (sys.executable, "-m", "appliance")
@@ -288,7 +288,10 @@ class TestIngest:
             (folder / "2024" / "plan.md").unlink()
             removed = json.loads(program.stdout.readline())
             program.send_signal(signal.SIGINT)
-            _, told = program.communicate(timeout=20)
+            try:
+                _, told = program.communicate(timeout=20)
+            finally:
+                program.kill()
 
         assert (first["added"], moved["moved"], moved["removed"], removed["removed"]) == (2, 1, 0, 1)
         assert (program.returncode, told.splitlines()[-1]) == (0, "ended")

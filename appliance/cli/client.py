@@ -3,7 +3,7 @@
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,8 @@ from typing import Any, Self
 
 import httpx
 
-from appliance.cli.files import Found, Skipped, why
+from appliance.cli.files import Found, Skipped, batches, why
 from appliance.errors import InvalidInput, NotAllowed, Overloaded, UpstreamFailed
-
-BATCH_FILES = 32
-BATCH_BYTES = 4 * 2**20
-"""Most files and bytes of one request; a larger file goes alone."""
 
 IN_FLIGHT = 4
 """Requests at the same time: enough that the server never waits for the next one."""
@@ -156,7 +152,7 @@ class Server:
         summary = Summary()
         queued: deque[tuple[str, str]] = deque()
         running: set[Future[_Answer]] = set()
-        batches = list(_batches(files))
+        parts = list(batches(files))
         batch_of = _Batch(collection, gone or {}, job=None)
 
         def count(answer: _Answer) -> None:
@@ -172,13 +168,13 @@ class Server:
             for future in finished:
                 count(future.result())
 
-        while len(batches) > 1 and batch_of.job is None:  # where no file of a batch can be read, there is no job yet
-            first = self._put(batches.pop(0), replace(batch_of, job="true"), seconds=0)
+        while len(parts) > 1 and batch_of.job is None:  # where no file of a batch can be read, there is no job yet
+            first = self._put(parts.pop(0), replace(batch_of, job="true"), seconds=0)
             batch_of = replace(batch_of, job=first.job)
             count(first)
         with ThreadPoolExecutor(max_workers=IN_FLIGHT) as pool:
             try:
-                for batch in batches:
+                for batch in parts:
                     if len(running) == IN_FLIGHT:
                         collect()
                     running.add(pool.submit(self._put, batch, batch_of))
@@ -328,19 +324,6 @@ def _count(summary: Summary, outcome: Mapping[str, Any]) -> None:
             return
     if outcome["state"] == "ready":
         summary.chunks += outcome["chunks"]
-
-
-def _batches(files: Iterable[Found]) -> Iterator[list[Found]]:
-    batch: list[Found] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) == BATCH_FILES or size + file.size > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += file.size
-    if batch:
-        yield batch
 
 
 def _refused(document: str, reason: str) -> dict[str, Any]:

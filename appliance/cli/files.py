@@ -8,10 +8,10 @@ from pathlib import Path
 from threading import Event
 
 from appliance.errors import ApplianceError, InvalidInput, NotAllowed
-from appliance.ingest.folder import LARGEST, Changes, Follower, Found, Skipped, find, why
+from appliance.ingest.folder import BATCH_FILES, LARGEST, Changes, Follower, Found, Skipped, batches, find, why
 from appliance.ingest.notice import Notice
 
-__all__ = ["LARGEST", "Found", "Skipped", "Watched", "find", "prefixes", "why"]
+__all__ = ["BATCH_FILES", "LARGEST", "Found", "Skipped", "Watched", "batches", "find", "prefixes", "why"]
 
 RESCAN = 300.0
 """Seconds after which a folder is looked at in any case."""

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # imported where an ignore file is found
 LARGEST: Final = 64 * 2**20
 """Bytes of a file that is still read; beyond it is no text that a person wrote."""
 
+BATCH_FILES: Final = 32
+BATCH_BYTES: Final = 4 * 2**20
+"""Most files and bytes that are put in together; a larger file goes alone."""
+
 IGNORE_FILE: Final = ".applianceignore"
 """Names what is left out of its folder and those below, as `.gitignore` would."""
 
@@ -115,6 +119,20 @@ def below(root: Path, folder: Path, *, entered: list[Path] | None = None) -> Ite
         entered: gets every folder that was looked into.
     """
     yield from _inside(root, folder, [] if entered is None else entered)
+
+
+def batches(files: Iterable[Found]) -> Iterator[list[Found]]:
+    """Files that go in together, in the same order: at most `BATCH_FILES`, and `BATCH_BYTES` unless it is one alone."""
+    batch: list[Found] = []
+    size = 0
+    for file in files:
+        if batch and (len(batch) == BATCH_FILES or size + file.size > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(file)
+        size += file.size
+    if batch:
+        yield batch
 
 
 def read_inside(border: Path, path: Path) -> bytes:

@@ -33,14 +33,10 @@ from appliance.errors import (
 )
 from appliance.ingest.archive import members
 from appliance.ingest.events import Events
-from appliance.ingest.folder import Changes, Follower, Found, Skipped, below, why
+from appliance.ingest.folder import BATCH_BYTES, BATCH_FILES, Changes, Follower, Found, Skipped, batches, below, why
 from appliance.ingest.ingestor import Ingestor, Over
 from appliance.ingest.notice import Notice
 from appliance.ingest.prepare import Incoming
-
-FILES: Final = 32
-BYTES: Final = 4 * 2**20
-"""Most files and bytes that are put in together; a larger file goes alone."""
 
 RESCAN: Final = 300.0
 """Seconds after which a watched folder is looked at in any case: the system may have lost some of what happened."""
@@ -435,7 +431,7 @@ class Jobs:
         some were refused.
         """
         reasons: list[str] = []
-        for batch in _batches(files):
+        for batch in batches(files):
             incoming, same, refused = await asyncio.to_thread(self._read, collection, batch)
             sizes = {len(each.body) for each in incoming}
             candidates = [name for name, size in gone.items() if size in sizes]
@@ -551,19 +547,6 @@ def _name(root: Path, path: Path) -> str:
     return (root.name / path.relative_to(root)).as_posix()
 
 
-def _batches(files: Sequence[Found]) -> Iterator[list[Found]]:
-    batch: list[Found] = []
-    size = 0
-    for file in files:
-        if batch and (len(batch) == FILES or size + file.size > BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(file)
-        size += file.size
-    if batch:
-        yield batch
-
-
 def _next_batch(found: Iterator[Any]) -> list[Any]:
     """The next members of an archive, up to the bounds of a batch; empty at the end."""
     batch: list[Any] = []
@@ -571,6 +554,6 @@ def _next_batch(found: Iterator[Any]) -> list[Any]:
     for each in found:
         batch.append(each)
         size += 0 if isinstance(each, Skipped) else len(each.body)
-        if len(batch) >= FILES or size >= BYTES:
+        if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
             break
     return batch
