@@ -185,7 +185,10 @@ class _Child:
             text = self._received(_within(size, 4 * MAX_TEXT), deadline).decode()
         except TimeoutError:
             raise self._late(kind, seconds) from None
-        except OSError:
+        except ConnectionResetError as error:  # it closed its end with the request unread
+            self.fit = False
+            raise _Gone from error
+        except (OSError, EOFError):
             raise self._ended(kind, seconds) from None
         except ValueError:
             self.fit = False
@@ -230,7 +233,7 @@ class _Child:
             self._door.settimeout(max(deadline - time.monotonic(), 0.001))
             piece = self._door.recv(min(size - len(data), 1 << 20))
             if not piece:
-                raise ConnectionResetError
+                raise EOFError
             data += piece
         return bytes(data)
 
