@@ -46,7 +46,7 @@ def compiled(where: Where, column: str) -> tuple[str, tuple[Value, ...]]:
     However many values an `in` has, it takes a few parameters, and SQLite looks each row up in a table of them.
     """
     values: list[Value] = []
-    parts = ["TRUE", *(_written(expression, column, values) for expression in where)]
+    parts = ["TRUE", *(as_sql(expression, lambda each: _written(each, column, values)) for expression in where)]
     return " AND ".join(parts), tuple(values)
 
 
@@ -95,20 +95,25 @@ def _holds(expression: Expression, metadata: Mapping[str, object]) -> bool:
             return _passes(expression, metadata.get(expression.key))
 
 
-def _written(expression: Expression, column: str, values: list[Value]) -> str:
-    """As SQL that is never NULL where it stands alone; parameters are added to `values`."""
+def as_sql(expression: Expression, leaf: Callable[[Condition], str]) -> str:
+    """As SQL; `leaf` writes each condition, in the order in which they stand, and nothing that is ever NULL."""
     match expression:
         case AllOf():
-            return "(" + " AND ".join(["TRUE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+            return "(" + " AND ".join(["TRUE", *(as_sql(part, leaf) for part in expression.parts)]) + ")"
         case AnyOf():
-            return "(" + " OR ".join(["FALSE", *(_written(part, column, values) for part in expression.parts)]) + ")"
+            return "(" + " OR ".join(["FALSE", *(as_sql(part, leaf) for part in expression.parts)]) + ")"
         case Not():
-            return f"(NOT {_written(expression.part, column, values)})"
-        case Condition(op="exists"):
-            values.append(_path(expression))
-            return f"(json_type({column}, ?) IS {'NOT NULL' if expression.value else 'NULL'})"
+            return f"(NOT {as_sql(expression.part, leaf)})"
         case Condition():
-            return f"({_compared(expression, column, values)})"
+            return f"({leaf(expression)})"
+
+
+def _written(condition: Condition, column: str, values: list[Value]) -> str:
+    """As SQL that is never NULL where it stands alone; parameters are added to `values`."""
+    if condition.op == "exists":
+        values.append(_path(condition))
+        return f"json_type({column}, ?) IS {'NOT NULL' if condition.value else 'NULL'}"
+    return _compared(condition, column, values)
 
 
 def _path(condition: Condition) -> str:

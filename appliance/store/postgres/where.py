@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from appliance.store.base import AllOf, AnyOf, Condition, Expression, Not, Value, Where
+from appliance.store.base import Condition, Value, Where
 from appliance.store.kept import kept
+from appliance.store.where import as_sql
 
 _JSON_TYPES: Final = {bool: "boolean", int: "number", float: "number", str: "string"}
 
@@ -27,20 +28,8 @@ def compiled(where: Where, column: str) -> tuple[str, tuple[Any, ...]]:
     in order. It is never NULL.
     """
     values: list[Any] = []
-    parts = ["TRUE", *(_written(expression, column, values) for expression in where)]
+    parts = ["TRUE", *(as_sql(expression, lambda each: _compared(each, column, values)) for expression in where)]
     return " AND ".join(parts), tuple(values)
-
-
-def _written(expression: Expression, column: str, values: list[Any]) -> str:
-    match expression:
-        case AllOf():
-            return "(" + " AND ".join(["TRUE", *(_written(part, column, values) for part in expression.parts)]) + ")"
-        case AnyOf():
-            return "(" + " OR ".join(["FALSE", *(_written(part, column, values) for part in expression.parts)]) + ")"
-        case Not():
-            return f"(NOT {_written(expression.part, column, values)})"
-        case Condition():
-            return f"({_compared(expression, column, values)})"
 
 
 def _compared(condition: Condition, column: str, values: list[Any]) -> str:
