@@ -2,12 +2,11 @@
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Annotated, Any, Literal, TypeGuard, get_args
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
@@ -20,10 +19,10 @@ from appliance.api.deps import (
     StrictBody,
     json_body,
     known_query,
-    parsed,
     request_body,
 )
 from appliance.api.documents import DEFAULT_COLLECTION, empty_until_made
+from appliance.api.where import FILTER, held, read, written
 from appliance.embedding.embedder import Embedder
 from appliance.embedding.engine import Image
 from appliance.embedding.reranker import Reranker
@@ -32,23 +31,15 @@ from appliance.errors import CollectionNotFound, InvalidInput, ModelMismatch
 from appliance.search import context as contexts
 from appliance.search import retriever
 from appliance.search.cursor import Cursor
-from appliance.search.filters import parse_filter
 from appliance.search.fusion import Fusion
 from appliance.search.highlights import Marker, snippet
 from appliance.search.passages import around, merged
 from appliance.search.retriever import MAX_LIMIT, MAX_PLACES, Answer, Found, Known, Mode, Place, Weights
-from appliance.store.base import AllOf, AnyOf, Condition, Expression, Not, Value, Where
+from appliance.store.base import Condition
 
 router = APIRouter(tags=["search"], dependencies=[Depends(known_query)])
 
-Op = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
-_OPS: dict[str, Op] = {op: op for op in get_args(Op)}
-
 Format = Literal["matches", "context", "text"]
-
-MAX_CONDITIONS = 100
-MAX_VALUES = 10_000
-"""Of one search at most: each condition is looked at for each passage; the values are those of `in`, together."""
 
 MAX_SEARCHES = 100
 """Of one batch."""
@@ -66,15 +57,11 @@ _PASSAGES = 3
 _AT_ONCE = 4
 """Searches of a batch that run beside each other: the store's threads are for others, too."""
 
-_CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>[=!<>]+)\s*(?P<value>.*)", re.DOTALL)
-
-
 K = "matches; with `group=document`, documents"
 OFFSET = f"matches to pass over; with `k` at most {MAX_LIMIT}"
 AFTER = "`next` of the answer before: what follows, nothing twice, while documents come and go"
 COLLECTION = f"one, or up to {MAX_PLACES}, parted by commas"
 MIN_SCORE = "leaves out what scores less: cosine, BM25, or 0 to 1 for hybrid and reranked"
-FILTER = "what metadata must hold: `year >= 2020 and (lang in (en, de) or not draft = true)`"
 MODEL = "embeds the question; refused with 409 if of another space"
 RERANK = "have a reranker put the best matches in order; the score is then its relevance, 0 to 1"
 RERANKER = "name of the reranker; asks for reranking unless `rerank` is false"
@@ -322,7 +309,7 @@ async def search(  # noqa: PLR0917  # FastAPI passes them by name
         format=format,
         tokens=tokens,
     )
-    asked = await _asked(appliance, body, [_parsed(each) for each in where or ()])
+    asked = await _asked(appliance, body, [read(each) for each in where or ()])
     return await _answered(appliance, asked)
 
 
@@ -401,7 +388,7 @@ async def _asked(appliance: Appliance, body: SearchBody, where: list[Condition] 
         raise InvalidInput("give offset or after, not both", param="offset")
     if body.offset + body.k > MAX_LIMIT:
         raise InvalidInput(f"offset and k are at most {MAX_LIMIT} together", param="offset")
-    held = _held(where or [each for key, said in body.where.items() for each in _conditions(key, said)], body.filter)
+    expressions = held(where or written(body.where), body.filter)
     image = None
     if body.image is not None:
         image = await asyncio.to_thread(images.decoded, body.image, param="image")
@@ -429,7 +416,7 @@ async def _asked(appliance: Appliance, body: SearchBody, where: list[Condition] 
         offset=body.offset,
         mode=mode,
         min_score=body.min_score,
-        where=held,
+        where=expressions,
         reranker=reranker,
         image=image,
         fusion=body.fusion,
@@ -658,80 +645,3 @@ def match_info(found: Found, **more: Any) -> MatchInfo:
         rerank_score=found.rerank_score,
         **more,
     )
-
-
-def _parsed(text: str) -> Condition:
-    """`key op value`; a value that is JSON (a number, true, "quoted") is taken as such, anything else as text."""
-    match = _CONDITION.fullmatch(text)
-    if match is None:
-        raise InvalidInput(f"where is no condition: {text}; write key=value, or one of != < <= > >=", param="where")
-    if match["op"] not in _OPS:
-        raise InvalidInput(
-            f"where: {match['op']} is none of = != < <= > >=; put a value that begins with such a sign in quotes",
-            param="where",
-        )
-    value: Any = match["value"]
-    with suppress(InvalidInput):
-        value = parsed(match["value"].encode())
-    return next(_conditions(match["key"], {match["op"]: value if _is_value(value) else match["value"]}))
-
-
-def conditions(where: Sequence[str] | None, filter_: str | None) -> Where:
-    """What the query parameters `where` and `filter` say, together.
-
-    Raises:
-        InvalidInput: one of them is wrong, or they are too large.
-    """
-    return _held([_parsed(each) for each in where or ()], filter_)
-
-
-def _held(where: Sequence[Condition], filter_: str | None) -> Where:
-    _check_size(where, "where")
-    if filter_ is None:
-        return tuple(where)
-    both = *where, parse_filter(filter_)
-    _check_size(both, "filter")
-    return both
-
-
-def _check_size(where: Sequence[Expression], param: str) -> None:
-    leaves = [each for expression in where for each in _leaves(expression)]
-    if len(leaves) > MAX_CONDITIONS:
-        raise InvalidInput(f"{param} has {len(leaves)} conditions; {MAX_CONDITIONS} are the most", param=param)
-    values = sum(len(each.value) for each in leaves if isinstance(each.value, tuple))
-    if values > MAX_VALUES:
-        raise InvalidInput(f"{param} has {values} values to choose from; {MAX_VALUES} are the most", param=param)
-
-
-def _leaves(expression: Expression) -> Iterator[Condition]:
-    match expression:
-        case AllOf() | AnyOf():
-            for part in expression.parts:
-                yield from _leaves(part)
-        case Not():
-            yield from _leaves(expression.part)
-        case Condition():
-            yield expression
-
-
-def _conditions(key: str, wanted: JsonValue) -> Iterator[Condition]:
-    comparisons = wanted if isinstance(wanted, dict) else {"=": wanted}
-    if not comparisons:
-        raise InvalidInput(f"where.{key} has no comparison", param="where")
-    for name, value in comparisons.items():
-        op = _OPS.get(name)
-        if op is None:
-            raise InvalidInput(f"where.{key}: {name} is none of {', '.join(_OPS)}", param="where")
-        if op == "in":
-            values = [each for each in value if _is_value(each)] if isinstance(value, list) else []
-            if not values or values != value:
-                raise InvalidInput(f"where.{key}: in needs a list of texts, numbers or booleans", param="where")
-            yield Condition(key, op, tuple(values))
-        elif _is_value(value):
-            yield Condition(key, op, value)
-        else:
-            raise InvalidInput(f"where.{key}: a text, a number or a boolean is needed", param="where")
-
-
-def _is_value(value: object) -> TypeGuard[Value]:
-    return isinstance(value, str | int | float | bool)

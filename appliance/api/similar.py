@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from appliance.api.deps import ApplianceDep, known_query
 from appliance.api.documents import DEFAULT_COLLECTION, Collection
-from appliance.api.search import FILTER, MatchInfo, conditions, match_info
+from appliance.api.search import MatchInfo, match_info
+from appliance.api.where import FILTER, conditions
 from appliance.search.retriever import MAX_LIMIT, Place
 
 router = APIRouter(tags=["search"], dependencies=[Depends(known_query)])
