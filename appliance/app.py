@@ -43,7 +43,7 @@ from appliance.embedding.fit import Fit
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import Card, ModelSpec, RerankerSpec, read_cards, usable_cards
-from appliance.errors import ApplianceError, CollectionNotFound, InvalidInput, ModelNotFound
+from appliance.errors import ApplianceError, InvalidInput, ModelNotFound
 from appliance.ingest.events import Events
 from appliance.ingest.ingestor import Ingestor
 from appliance.ingest.jobs import Jobs
@@ -235,7 +235,9 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     stack.push_async_callback(registry.close)
     if settings.engine == "npu":
         await _load_default(registry)  # or no start at all
-    registry.needed = lambda spec: any(each.model == spec.name for each in catalog.collections())
+    registry.needed = lambda spec: any(
+        each.model == spec.name for each in (*catalog.collections(), *catalog.successors.all())
+    )
     ingestor = Ingestor(
         catalog=catalog,
         store=store,
@@ -309,13 +311,13 @@ def store_place(settings: Settings) -> Place:
 
 
 def space_of(catalog: Catalog) -> Callable[[str], str]:
-    """Tells in which space the vectors of a collection are; "" for one that the catalog does not have. Blocking."""
+    """Tells in which space the vectors are that the store has under a name; "" where the catalog does not know it.
+    Blocking.
+    """
 
-    def told(collection: str) -> str:
-        try:
-            return catalog.collection(collection).space
-        except CollectionNotFound:
-            return ""
+    def told(stored_as: str) -> str:
+        found = catalog.stored(stored_as)
+        return "" if found is None else found.space
 
     return told
 

@@ -278,6 +278,24 @@ class TestIngest:
         assert [each["state"] for each in jobs] == ["done", "done"]
         assert [(each["counts"]["ready"], each["counts"]["unchanged"]) for each in jobs] == [(0, 96), (96, 0)]
 
+    def test_a_collection_is_embedded_anew_and_followed_to_its_end(self, live: Live, folder: Path) -> None:
+        run("ingest", folder, "--url", live.url, "-c", "cli-reindex")
+
+        done = run("reindex", "cli-reindex", "--dimensions", "256", "--strategy", "sentences", "--url", live.url)
+        told = json.loads(run("reindex", "cli-reindex", "--model", "hash", "--url", live.url, "--json").stdout)
+        wrong = [
+            run("reindex", "cli-reindex", *given, "--url", live.url)
+            for given in (["--tokens", "99"], ["--finish", "--model", "hash"], ["--finish"], ["--model", "ghost"])
+        ]
+
+        assert (done.returncode, done.stdout.splitlines()[0][:36]) == (0, "cli-reindex: 2 documents embedded an")
+        assert (told["state"], told["counts"]["ready"]) == ("done", 2)
+        now = httpx.get(f"{live.url}/collections/cli-reindex").json()
+        assert (now["dimensions"], now["chunking"]["strategy"]) == (256, "sentences")
+        assert [each.returncode for each in wrong] == [2, 2, 1, 1]
+        assert "--strategy" in wrong[0].stderr
+        assert "not being reindexed" in wrong[2].stderr
+
     def test_a_folder_is_followed_until_ctrl_c(self, live: Live, folder: Path) -> None:
         command = [*PROGRAM, "ingest", str(folder), "--watch", "--json", "--url", live.url, "-c", "cli-watch"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Self
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field, model_validator
 
-from appliance.api.deps import Appliance, ApplianceDep, StrictBody, json_body, known_query, request_body
-from appliance.catalog.records import Chunking, Collection, Strategy
-from appliance.errors import CollectionNotFound
+from appliance.api.deps import Appliance, ApplianceDep, StrictBody, json_body, known_query, read_json, request_body
+from appliance.api.jobs import JobInfo, job_info
+from appliance.catalog.jobs import PRIORITIES
+from appliance.catalog.records import Chunking, Collection, Reindexing, Strategy
+from appliance.errors import CollectionNotFound, InvalidInput
 
 router = APIRouter(tags=["collections"], dependencies=[Depends(known_query)])
 
@@ -54,7 +56,7 @@ class CollectionBody(StrictBody):
     name: str
     model: str | None = Field(default=None, description="name or alias of a model; the default model if left out")
     dimensions: int | None = Field(default=None, ge=1, description="shorter vectors than the model's own")
-    chunking: ChunkingBody = Field(default_factory=ChunkingBody, description="how its documents are cut, for good")
+    chunking: ChunkingBody = Field(default_factory=ChunkingBody, description="how its documents are cut")
 
 
 class ChunkingInfo(BaseModel):
@@ -64,6 +66,27 @@ class ChunkingInfo(BaseModel):
     tokens: int = Field(description="of a chunk at most; fewer where the model takes fewer")
     overlap: int
     header: bool
+
+
+class ReindexBody(StrictBody):
+    """How everything in a collection is to be embedded anew. What is left out stays as it is."""
+
+    model: str | None = Field(default=None, description="name or alias of a model")
+    dimensions: int | None = Field(default=None, ge=1, description="the new model's own if left out")
+    chunking: ChunkingBody | None = Field(default=None, description="how documents are cut from now on")
+    priority: int = Field(default=0, ge=-PRIORITIES, le=PRIORITIES, description="of its job; the higher goes first")
+
+
+class ReindexInfo(BaseModel):
+    """What will be in the collection's place when its job has ended."""
+
+    job: int
+    model: str
+    space: str
+    dimensions: int
+    chunking: ChunkingInfo
+    waiting: int = Field(description="documents that are still to be embedded")
+    failed: int = Field(description="that can be found now and cannot be embedded anew: they hold it back")
 
 
 class CollectionInfo(BaseModel):
@@ -77,6 +100,7 @@ class CollectionInfo(BaseModel):
     created: datetime
     chunks: int
     documents: dict[str, int] = Field(description="how many in each state")
+    reindex: ReindexInfo | None = Field(default=None, description="while it is embedded anew")
 
 
 class CollectionList(BaseModel):
@@ -87,6 +111,7 @@ class CollectionList(BaseModel):
 
 def _info(appliance: Appliance, collection: Collection) -> CollectionInfo:
     """CollectionNotFound while it is being made or removed."""
+    reindexing = appliance.catalog.successors.of(collection)
     return CollectionInfo(
         name=collection.name,
         model=collection.model,
@@ -94,8 +119,22 @@ def _info(appliance: Appliance, collection: Collection) -> CollectionInfo:
         dimensions=collection.dimensions,
         chunking=ChunkingInfo(**asdict(appliance.ingestor.chunking(collection))),
         created=collection.created,
-        chunks=appliance.store.count(collection.name),
+        chunks=appliance.store.count(collection.stored_as),
         documents=dict(appliance.catalog.counts(collection.name)),
+        reindex=None if reindexing is None else _reindex_info(appliance, reindexing),
+    )
+
+
+def _reindex_info(appliance: Appliance, reindexing: Reindexing) -> ReindexInfo:
+    successor = reindexing.collection
+    return ReindexInfo(
+        job=successor.job or 0,
+        model=successor.model,
+        space=successor.space,
+        dimensions=successor.dimensions,
+        chunking=ChunkingInfo(**asdict(appliance.ingestor.chunking(successor))),
+        waiting=reindexing.waiting,
+        failed=reindexing.failed,
     )
 
 
@@ -115,7 +154,7 @@ async def list_collections(appliance: ApplianceDep) -> CollectionList:
 async def create_collection(
     appliance: ApplianceDep, body: Annotated[CollectionBody, Depends(json_body(CollectionBody))]
 ) -> CollectionInfo:
-    """Make a collection. It keeps its model's space, its dimensions and how its documents are cut for good."""
+    """Make a collection. It keeps its model's space, its dimensions and how its documents are cut until a reindex."""
     spec = appliance.registry.resolve(body.model) if body.model else appliance.registry.default
     chunking = Chunking(**body.chunking.model_dump())
     made = await appliance.ingestor.create_collection(
@@ -135,3 +174,47 @@ async def delete_collection(appliance: ApplianceDep, name: str) -> Response:
     """Remove a collection and every document in it."""
     await appliance.ingestor.remove_collection(name)
     return Response(status_code=204)
+
+
+@router.post(
+    "/collections/{name}/reindex",
+    status_code=202,
+    openapi_extra={"requestBody": {**request_body(ReindexBody)["requestBody"], "required": False}},
+)
+async def reindex_collection(
+    *,
+    request: Request,
+    response: Response,
+    appliance: ApplianceDep,
+    name: str,
+    model: Annotated[str | None, Query(description="name or alias of a model")] = None,
+    dimensions: Annotated[int | None, Query(ge=1, description="the new model's own if left out")] = None,
+) -> JobInfo:
+    """Embed everything in a collection anew, with another model or cut otherwise, in the background.
+
+    What is there goes on answering, and takes documents, until all of it is done; then it is replaced in one step. Its
+    job can be followed, paused, resumed and cancelled; a restart goes on with it. Documents that can be found now and
+    cannot be embedded anew hold it back: try them again, remove them, or finish without them.
+    """
+    body = await read_json(request, ReindexBody) if await request.body() else ReindexBody()
+    if (model is not None and body.model is not None) or (dimensions is not None and body.dimensions is not None):
+        raise InvalidInput("say it in the address or in the body, not in both", param="model")
+    named = model if model is not None else body.model
+    begun = await appliance.ingestor.reindex(
+        name,
+        spec=None if named is None else appliance.registry.resolve(named),
+        dimensions=dimensions or body.dimensions,
+        chunking=None if body.chunking is None else Chunking(**body.chunking.model_dump()),
+        priority=body.priority,
+    )
+    appliance.jobs.touch(begun.id)
+    response.headers["location"] = f"/jobs/{begun.id}"
+    return job_info(begun)
+
+
+@router.post("/collections/{name}/reindex/finish")
+async def finish_reindex(appliance: ApplianceDep, name: str) -> JobInfo:
+    """Let a reindex come to its end without the documents that hold it back; they are set aside as failed."""
+    ended = await appliance.ingestor.finish_reindex(name)
+    appliance.jobs.touch(ended.id)
+    return job_info(ended)

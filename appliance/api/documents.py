@@ -360,7 +360,7 @@ async def list_chunks(appliance: ApplianceDep, id: str, collection: Collection =
 
     def read() -> list[Chunk]:
         appliance.catalog.document(collection, id)
-        return appliance.store.chunks(collection, id)
+        return appliance.store.chunks(appliance.catalog.collection(collection).stored_as, id)
 
     chunks = await asyncio.to_thread(read)
     return ChunkList(chunks=[ChunkInfo.model_validate(each, from_attributes=True) for each in chunks])

@@ -38,14 +38,14 @@ class JobInfo(BaseModel):
     id: int
     collection: str
     kind: JobKind
-    name: str = Field(description="of the archive or folder")
+    name: str = Field(description="of the archive or folder, or of the model that a reindex embeds with")
     state: JobState
     priority: int
     counts: JobCounts
-    complete: bool = Field(description="false while an archive or folder is still read")
+    complete: bool = Field(description="false while an archive or folder is still read, or a collection reindexed")
     rate: float | None = Field(description="documents a second just now; None where it is not known")
     remaining: float | None = Field(description="seconds it will take at this rate")
-    error: str | None = Field(description="why not all of the archive or folder could be read")
+    error: str | None = Field(description="why not all could be read, or what holds a reindex back")
     created: datetime
     ended: datetime | None
 
@@ -97,7 +97,8 @@ class RetryOutcome(JobInfo):
     retried: int
 
 
-def _info(job: Job | Progress) -> JobInfo:
+def job_info(job: Job | Progress) -> JobInfo:
+    """A job as it is answered."""
     return JobInfo(**(job if isinstance(job, Progress) else Progress(job)).told())
 
 
@@ -115,7 +116,7 @@ async def list_jobs(
 ) -> JobList:
     """Jobs, the newest first."""
     found = await appliance.jobs.jobs(limit=limit + 1, before=before, state=state, collection=collection)
-    page = [_info(each) for each in found[:limit]]
+    page = [job_info(each) for each in found[:limit]]
     return JobList(jobs=page, next=page[-1].id if len(found) > limit else None)
 
 
@@ -148,19 +149,21 @@ async def list_job_documents(
 @router.post("/jobs/{id}/pause")
 async def pause_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A002  # same
     """Begin with no more of its documents; those that are being worked on go on."""
-    return _info(await appliance.jobs.pause(id))
+    return job_info(await appliance.jobs.pause(id))
 
 
 @router.post("/jobs/{id}/resume")
 async def resume_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A002  # same
     """Go on with a paused job."""
-    return _info(await appliance.jobs.resume(id))
+    return job_info(await appliance.jobs.resume(id))
 
 
 @router.post("/jobs/{id}/cancel")
 async def cancel_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A002  # same
-    """Take back what waits: new documents are removed, changed ones keep their old version and count as failed."""
-    return _info(await appliance.jobs.cancel(id))
+    """Take back what waits: new documents are removed, changed ones keep their old version and count as failed. Of a
+    reindex, everything is taken back, and the collection stays as it is.
+    """
+    return job_info(await appliance.jobs.cancel(id))
 
 
 @router.post(
@@ -180,7 +183,7 @@ async def skip_document(
     body: Annotated[SkipBody, Depends(json_body(SkipBody))],
 ) -> JobInfo:
     """Take back one document that waits or is being worked on."""
-    return _info(await appliance.jobs.skip(id, body.document))
+    return job_info(await appliance.jobs.skip(id, body.document))
 
 
 @router.delete("/jobs/{id}", status_code=204)

@@ -23,6 +23,7 @@ from appliance.api.deps import (
 )
 from appliance.api.documents import DEFAULT_COLLECTION, empty_until_made
 from appliance.api.where import FILTER, held, read, written
+from appliance.catalog.records import Collection
 from appliance.embedding.embedder import Embedder
 from appliance.embedding.engine import Image
 from appliance.embedding.reranker import Reranker
@@ -397,16 +398,17 @@ async def _asked(appliance: Appliance, body: SearchBody, where: list[Condition] 
     specs: list[ModelSpec] = []
     made: list[bool] = []
     for name in names:
-        spec, dimensions, there = await _space(appliance, name, asked=body.model, alone=len(names) == 1)
+        spec, there = await _space(appliance, name, asked=body.model, alone=len(names) == 1)
         if image is not None and not spec.takes_images:
             raise InvalidInput(
                 f"the vectors of the collection {name} are of {spec.name}, which embeds texts, not images",
                 param="image",
             )
         embedder = None if mode == "keyword" else await appliance.registry.get(spec.name)
-        places.append(Place(name, spec.space, dimensions, embedder))
+        dimensions, stored_as = (spec.dimensions, "") if there is None else (there.dimensions, there.stored_as)
+        places.append(Place(name, spec.space, dimensions, embedder, stored_as))
         specs.append(spec)
-        made.append(there)
+        made.append(there is not None)
     wanted = body.reranker is not None if body.rerank is None else body.rerank
     reranker = await appliance.registry.reranker(body.reranker or None) if wanted else None
     query = retriever.Query(
@@ -605,10 +607,8 @@ def _named(number: int) -> Iterator[None]:
 
 async def _space(
     appliance: Appliance, collection: str, *, asked: str | None, alone: bool
-) -> tuple[ModelSpec, int, bool]:
-    """The card to embed the question with, the dimensions of the collection's vectors, and whether it is there: the
-    default collection before it is made has those that it will have.
-    """
+) -> tuple[ModelSpec, Collection | None]:
+    """The card to embed the question with, and the collection; None for the default one before it is made."""
     try:
         there = await asyncio.to_thread(appliance.catalog.collection, collection)
     except CollectionNotFound:
@@ -616,9 +616,9 @@ async def _space(
             raise
         spec = appliance.registry.default
         spec = appliance.registry.within(spec.space, spec.name, asked=asked)
-        return spec, spec.dimensions, False
+        return spec, None
     try:
-        return appliance.registry.within(there.space, there.model, asked=asked), there.dimensions, True
+        return appliance.registry.within(there.space, there.model, asked=asked), there
     except ModelMismatch as error:
         if alone:
             raise

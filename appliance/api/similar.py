@@ -47,7 +47,7 @@ async def similar_documents(  # noqa: PLR0917  # FastAPI passes them by name
     def read() -> Place:
         appliance.catalog.document(collection, id)
         there = appliance.catalog.collection(collection)
-        return Place(collection, there.space, there.dimensions)
+        return Place(collection, there.space, there.dimensions, stored_as=there.stored_as)
 
     place = await asyncio.to_thread(read)
     answer = await appliance.retriever.similar(

@@ -9,13 +9,13 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Select,
     and_,
     delete,
     func,
     insert,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -40,9 +40,11 @@ from appliance.catalog.records import (
     Work,
     content_hash,
 )
+from appliance.catalog.rows import as_collection, as_document, as_work, found_collection
+from appliance.catalog.successors import Successors
 from appliance.catalog.tables import COLLECTION, DOCUMENT, SOURCE, TEXT
 from appliance.database import Database
-from appliance.errors import CollectionExists, CollectionNotFound, Conflict, DocumentNotFound, InvalidInput
+from appliance.errors import CollectionExists, Conflict, DocumentNotFound, InvalidInput
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What a collection may be called."""
@@ -75,11 +77,13 @@ class Catalog:
 
     Attributes:
         jobs: which documents were handed in together.
+        successors: what is to take the place of collections.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self.jobs = JobLedger(database)
+        self.successors = Successors(database)
 
     # Collections
 
@@ -102,20 +106,27 @@ class Catalog:
             if connection.execute(select(_C.id).where(_C.name == name)).first():
                 raise CollectionExists(f"the collection {name!r} exists already")
             row = {"name": name, "model": model, "space": space, "dimensions": dimensions}
+            row["stored_as"] = _free_name(connection, name)
             cut = asdict(chunking or Chunking())
             connection.execute(insert(COLLECTION).values(**row, state="ready", created=_now(), chunking=cut))
-            return _collection(connection, name)
+            return found_collection(connection, name)
 
     def collections(self) -> list[Collection]:
         """Every collection, oldest first."""
         with self._database.read() as connection:
             query = select(COLLECTION).where(_C.state == "ready").order_by(_C.id)
-            return [_as_collection(row) for row in connection.execute(query)]
+            return [as_collection(row) for row in connection.execute(query)]
 
     def collection(self, name: str) -> Collection:
         """One collection. Raises CollectionNotFound."""
         with self._database.read() as connection:
-            return _collection(connection, name)
+            return found_collection(connection, name)
+
+    def stored(self, stored_as: str) -> Collection | None:
+        """The collection, or successor, that has this name in the store."""
+        with self._database.read() as connection:
+            row = connection.execute(select(COLLECTION).where(_C.stored_as == stored_as)).first()
+        return None if row is None else as_collection(row)
 
     def begin_removal(self, name: str) -> Collection:
         """Take nothing more into a collection and nothing more out of its queue; a no-op when begun already.
@@ -124,12 +135,15 @@ class Catalog:
             CollectionNotFound: there is none of this name.
         """
         with self._database.write() as connection:
-            found = _collection(connection, name, leaving=True)
-            connection.execute(update(COLLECTION).where(_C.id == found.id).values(state="removing"))
-            jobs.settle_all(connection, found.id, name, "its collection was removed")
-            leaving = (_D.collection_id == found.id) & (_D.state != "removing")
-            connection.execute(update(DOCUMENT).where(leaving).values(state="removing"))
-            return _collection(connection, name, leaving=True)
+            found = found_collection(connection, name, leaving=True)
+            leaving = or_(_C.id == found.id, _C.successor_of == found.id)
+            numbers = connection.execute(select(_C.id).where(leaving)).scalars().all()
+            values = {"state": "removing", "kept_until": None}
+            connection.execute(update(COLLECTION).where(leaving).values(**values, successor_of=None))
+            jobs.settle_all(connection, numbers, name, "its collection was removed")
+            theirs = _D.collection_id.in_(numbers) & (_D.state != "removing")
+            connection.execute(update(DOCUMENT).where(theirs).values(state="removing"))
+            return found_collection(connection, name, leaving=True)
 
     def forget_collection(self, name: str) -> None:
         """The last step of a removal.
@@ -139,7 +153,7 @@ class Catalog:
             Conflict: its removal was not begun, or one of its documents is in hand.
         """
         with self._database.write() as connection:
-            found = _collection(connection, name, leaving=True)
+            found = found_collection(connection, name, leaving=True)
             if found.state != "removing":
                 raise Conflict(f"the collection {name!r} is in use")
             if connection.execute(_in_hand(found.id)).first():
@@ -180,7 +194,7 @@ class Catalog:
         if any(not 0 < len(document.id) <= MAX_ID for document in documents):
             raise InvalidInput(f"a document's id has 1 to {MAX_ID} characters", param="id")
         with self._database.write() as connection:
-            found = _collection(connection, collection)
+            found = found_collection(connection, collection)
             puts = []
             for new, digest in zip(documents, hashes, strict=True):
                 moved = _move(connection, found, new.id, digest, moved_from) if moved_from else None
@@ -194,20 +208,20 @@ class Catalog:
     def enter(self, collection: str, job: int, *, same: Sequence[str] = (), refused: Sequence[Refusal] = ()) -> None:
         """Put documents that are here already, and others that will never be, into a job. Raises as `put_documents`."""
         with self._database.write() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             entered = [Entered(each.id[:MAX_ID], None, "refused", each.error) for each in refused]
             for start in range(0, len(same), _IN):
                 part = _DOCUMENTS.where(_D.collection_id == owner.id, _D.id.in_(same[start : start + _IN]))
                 rows = connection.execute(part).all()
-                entered += [_entered(Put(_as_document(row), "unchanged")) for row in rows]
+                entered += [_entered(Put(as_document(row), "unchanged")) for row in rows]
             jobs.enter(connection, job, owner.name, entered)
 
     def pending_moves(self) -> list[Move]:
         """Documents whose new name the store may not know yet."""
-        query = select(_C.name, _D.moved_from, _D.id).join(COLLECTION, _C.id == _D.collection_id)
+        query = select(_C.name, _D.moved_from, _D.id, _C.stored_as).join(COLLECTION, _C.id == _D.collection_id)
         query = query.where(_MOVING, _C.state == "ready")
         with self._database.read() as connection:
-            return [Move(name, old, new) for name, old, new in connection.execute(query.order_by(_D.seq))]
+            return [Move(*row) for row in connection.execute(query.order_by(_D.seq))]
 
     def end_moves(self, moves: Sequence[Move]) -> None:
         """The store has the documents under their new names."""
@@ -220,12 +234,12 @@ class Catalog:
     def document(self, collection: str, document_id: str) -> Document:
         """One document. Raises CollectionNotFound, DocumentNotFound."""
         with self._database.read() as connection:
-            return _document(connection, _collection(connection, collection), document_id)
+            return _document(connection, found_collection(connection, collection), document_id)
 
     def named(self, collection: str, ids: Sequence[str]) -> dict[str, Document]:
         """The documents of these ids, by id; those that do not exist are left out. CollectionNotFound."""
         with self._database.read() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             rows = [
                 row
                 for start in range(0, len(ids), _IN)
@@ -235,12 +249,12 @@ class Catalog:
                     )
                 )
             ]
-        return {row.id: _as_document(row) for row in rows}
+        return {row.id: as_document(row) for row in rows}
 
     def sizes(self, collection: str, prefix: str) -> dict[str, int]:
         """Bytes of every document whose id begins with `prefix`, by id. CollectionNotFound."""
         with self._database.read() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             query = select(_D.id, _D.size).where(
                 _D.collection_id == owner.id, _D.id >= prefix, _D.id < _after(prefix), _D.state != "removing"
             )
@@ -249,7 +263,7 @@ class Catalog:
     def holds(self, collection: str, document_id: str, body: bytes) -> bool:
         """Whether a document of this id came as these very bytes and did not fail. CollectionNotFound."""
         with self._database.read() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             query = select(SOURCE.c.body).join(DOCUMENT, _D.seq == SOURCE.c.document_seq)
             good = _D.state.in_(("waiting", "working", "ready"))
             query = query.where(_D.collection_id == owner.id, _D.id == document_id, _D.size == len(body), good)
@@ -269,7 +283,7 @@ class Catalog:
         `prefix`. CollectionNotFound.
         """
         with self._database.read() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             query = _DOCUMENTS.where(_D.collection_id == owner.id, _D.state != "removing")
             if after is not None:
                 query = query.where(_D.seq > after)
@@ -278,13 +292,13 @@ class Catalog:
             if prefix:
                 query = query.where(_D.id >= prefix, _D.id < _after(prefix))
             rows = connection.execute(query.order_by(_D.seq).limit(limit + 1)).all()
-        page = tuple(_as_document(row) for row in rows[:limit])
+        page = tuple(as_document(row) for row in rows[:limit])
         return Page(documents=page, next=page[-1].seq if page and len(rows) > limit else None)
 
     def counts(self, collection: str) -> dict[DocumentState, int]:
         """How many documents of each state there are; states without any are left out. CollectionNotFound."""
         with self._database.read() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             query = select(_D.state, func.count()).where(_D.collection_id == owner.id, _D.state != "removing")
             query = query.group_by(_D.state)
             return dict(connection.execute(query).all())
@@ -292,12 +306,13 @@ class Catalog:
     def total(self) -> int:
         """How many documents there are, in all collections and states."""
         with self._database.read() as connection:
-            return int(connection.execute(select(func.count()).select_from(DOCUMENT)).scalar_one())
+            own = select(func.count()).select_from(DOCUMENT).where(_D.original.is_(None))
+            return int(connection.execute(own).scalar_one())
 
     def text(self, collection: str, document_id: str) -> str | None:
         """The document's text; None until it is ready. Raises CollectionNotFound, DocumentNotFound."""
         with self._database.read() as connection:
-            found = _document(connection, _collection(connection, collection), document_id)
+            found = _document(connection, found_collection(connection, collection), document_id)
             if found.state != "ready":
                 return None
             parsed = connection.execute(select(TEXT.c.text).where(TEXT.c.document_seq == found.seq)).scalar()
@@ -316,7 +331,7 @@ class Catalog:
             CollectionNotFound, DocumentNotFound: there is none of this name.
         """
         with self._database.write() as connection:
-            owner = _collection(connection, collection)
+            owner = found_collection(connection, collection)
             found = _document(connection, owner, document_id, leaving=True)
             jobs.settle(connection, found.seq, "skipped", _REMOVED)
             connection.execute(update(DOCUMENT).where(_D.seq == found.seq).values(state="removing"))
@@ -330,7 +345,8 @@ class Catalog:
             Conflict: its removal was not begun, or it is in hand.
         """
         with self._database.write() as connection:
-            found = _document(connection, _collection(connection, collection), document_id, leaving=True)
+            owner = found_collection(connection, collection, hidden=True)
+            found = _document(connection, owner, document_id, leaving=True)
             if found.state != "removing":
                 raise Conflict(f"the document {document_id!r} is in use")
             if found.in_hand:
@@ -357,10 +373,14 @@ class Catalog:
                 chosen.append(seq)
             taken = update(DOCUMENT).where(_D.seq.in_(chosen))
             connection.execute(taken.values(state="working", taken=_D.version, attempts=_D.attempts + 1))
-            owners = {row.id: _as_collection(row) for row in connection.execute(select(COLLECTION))}
-            query = select(DOCUMENT, SOURCE.c.body).join(SOURCE, SOURCE.c.document_seq == _D.seq)
+            owners = {row.id: as_collection(row) for row in connection.execute(select(COLLECTION))}
+            source = SOURCE.c.document_seq == func.coalesce(_D.original, _D.seq)
+            query = select(DOCUMENT, SOURCE.c.body).join(SOURCE, source)
             rows = {row.seq: row for row in connection.execute(query.where(_D.seq.in_(chosen)))}
-        return [_as_work(rows[seq], owners[rows[seq].collection_id]) for seq in chosen]
+            for seq in set(chosen) - set(rows):  # what it was to be made of went away
+                jobs.settle(connection, seq, "skipped", _REMOVED)
+                connection.execute(update(DOCUMENT).where(_D.seq == seq).values(state="removing", taken=None))
+        return [as_work(rows[seq], owners[rows[seq].collection_id]) for seq in chosen if seq in rows]
 
     def current(self, works: Sequence[Work]) -> list[bool]:
         """For each, whether the document is still at the version that was taken, so that settling it would count."""
@@ -389,17 +409,23 @@ class Catalog:
     def pending_removals(self) -> Removals:
         """Removals that were begun and can be finished now: nothing of them is in hand."""
         with self._database.read() as connection:
-            leaving = select(COLLECTION).where(_C.state == "removing").order_by(_C.id)
-            collections = [_as_collection(row) for row in connection.execute(leaving)]
-            free = [found.name for found in collections if not connection.execute(_in_hand(found.id)).first()]
+            leaving = connection.execute(select(COLLECTION).where(_C.state == "removing").order_by(_C.id)).all()
+            kept = [row.kept_until for row in leaving if row.kept_until is not None and row.kept_until > _now()]
+            free = [row for row in leaving if row.kept_until not in kept or row.kept_until is None]
+            free = [row for row in free if not connection.execute(_in_hand(row.id)).first()]
             query = (
-                select(_C.name, _D.id)
+                select(_C.name, _D.id, _C.stored_as)
                 .join(COLLECTION, _C.id == _D.collection_id)
-                .where(_LEAVING, _D.taken.is_(None), _C.state == "ready")
+                .where(_LEAVING, _D.taken.is_(None), _C.state.in_(("ready", "building")))
                 .order_by(_D.seq)
             )
-            documents = tuple((name, document) for name, document in connection.execute(query))
-        return Removals(documents=documents, collections=tuple(free))
+            documents = connection.execute(query).all()
+        return Removals(
+            documents=tuple((row.name, row.id) for row in documents),
+            collections=tuple(row.name for row in free),
+            stored_as={row.name: row.stored_as for row in (*documents, *free)},
+            until=min(kept, default=None),
+        )
 
 
 def _now() -> datetime:
@@ -410,12 +436,14 @@ def _in_hand(collection_id: int) -> Select[Any]:
     return select(_D.seq).where(_D.collection_id == collection_id, _D.taken.is_not(None)).limit(1)
 
 
-def _collection(connection: Connection, name: str, *, leaving: bool = False) -> Collection:
-    """One on its way out is none, unless `leaving`."""
-    row = connection.execute(select(COLLECTION).where(_C.name == name)).first()
-    if row is None or (row.state == "removing" and not leaving):
-        raise CollectionNotFound(f"there is no collection {name!r}", name=name)
-    return _as_collection(row)
+def _free_name(connection: Connection, name: str) -> str:
+    """What the store can know the collection by: its own name, unless what was there before still has it."""
+    stored = name
+    number = 0
+    while connection.execute(select(_C.id).where(_C.stored_as == stored)).first():
+        number += 1
+        stored = f"{name}~{number}"
+    return stored
 
 
 def _document(connection: Connection, collection: Collection, document_id: str, *, leaving: bool = False) -> Document:
@@ -423,7 +451,7 @@ def _document(connection: Connection, collection: Collection, document_id: str, 
     row = connection.execute(_DOCUMENTS.where(_D.collection_id == collection.id, _D.id == document_id)).first()
     if row is None or (row.state == "removing" and not leaving):
         raise DocumentNotFound(f"the collection {collection.name!r} has no document {document_id!r}", name=document_id)
-    return _as_document(row)
+    return as_document(row)
 
 
 def _waiting(connection: Connection, limit: int, without: Sequence[int]) -> list[tuple[int, int]]:
@@ -501,7 +529,7 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
     if before is None:
         named = {"collection_id": collection.id, "id": new.id}
         made = connection.execute(insert(DOCUMENT).values({**named, **first, **values}))
-        connection.execute(insert(SOURCE).values(document_seq=made.lastrowid, body=new.body))
+        connection.execute(insert(SOURCE).values(document_seq=jobs.inserted(made), body=new.body))
         return Put(document=_document(connection, collection, new.id), change="created")
     jobs.settle(connection, before.seq, "skipped", _REPLACED)
     back = before.state == "removing"  # the removal is done with: what it took from the store stays away
@@ -540,31 +568,3 @@ def _settle(connection: Connection, outcome: Outcome) -> bool:
         case Returned():
             return not jobs.taken_back(connection, work.job, work.seq)
     return True
-
-
-def _as_collection(row: Row[Any]) -> Collection:
-    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for a row by column
-    return Collection(**values | {"chunking": Chunking(**values["chunking"])})
-
-
-def _as_document(row: Row[Any]) -> Document:
-    values = dict(row._mapping)  # noqa: SLF001  # same
-    values["in_hand"] = values.pop("taken") is not None
-    for ours in ("collection_id", "job", "moved_from"):
-        del values[ours]
-    return Document(**values)
-
-
-def _as_work(row: Row[Any], collection: Collection) -> Work:
-    return Work(
-        collection=collection,
-        seq=row.seq,
-        id=row.id,
-        version=row.version,
-        attempts=row.attempts,
-        title=row.title,
-        metadata=row.metadata,
-        media_type=row.media_type,
-        body=row.body,
-        job=row.job,
-    )

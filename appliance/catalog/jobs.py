@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    CursorResult,
     Row,
     Select,
     and_,
@@ -22,7 +23,7 @@ from sqlalchemy import (
 )
 
 from appliance.catalog.records import Item, Items, ItemState, Job, JobKind, JobState
-from appliance.catalog.tables import DOCUMENT, JOB, JOB_ITEM
+from appliance.catalog.tables import COLLECTION, DOCUMENT, JOB, JOB_ITEM
 from appliance.database import Database
 from appliance.errors import Conflict, DocumentNotFound, JobNotFound
 
@@ -78,20 +79,25 @@ class JobLedger:
         prune: bool = False,
     ) -> Job:
         """Open a job without documents. With an origin, or while it is prepared, more are to come by themselves."""
+        still = bool(origin) or state == "preparing"
         with self._database.write() as connection:
-            ended = select(_J.id).where(_J.ended.is_not(None)).order_by(_J.id.desc()).limit(-1).offset(KEPT - 1)
-            connection.execute(delete(JOB).where(_J.id.in_(ended), _J.total == _FINISHED))
-            about = {"collection": collection, "kind": kind, "name": name, "priority": priority, "state": state}
-            still = int(bool(origin) or state == "preparing")
-            counts = dict.fromkeys(("total", *_COUNTS), 0)
-            row = {"origin": origin, "open": still, "prune": int(prune), "error": "", "created": _now(), "ended": None}
-            made = connection.execute(insert(JOB).values({**about, **counts, **row}))
-            return _job(connection, int(made.lastrowid))
+            made = create(
+                connection,
+                collection,
+                kind=kind,
+                name=name,
+                priority=priority,
+                still=still,
+                state=state,
+                origin=origin,
+                prune=prune,
+            )
+            return job(connection, made)
 
     def job(self, job_id: int) -> Job:
         """One job. Raises JobNotFound."""
         with self._database.read() as connection:
-            return _job(connection, job_id)
+            return job(connection, job_id)
 
     def some(self, ids: Iterable[int]) -> list[Job]:
         """The jobs of these numbers; those that do not exist are left out."""
@@ -132,7 +138,7 @@ class JobLedger:
         if states:
             query = query.where(_I.state.in_(states))
         with self._database.read() as connection:
-            _job(connection, job_id)
+            job(connection, job_id)
             rows = connection.execute(query.order_by(_I.seq).limit(limit + 1)).all()
         page = tuple(Item(*row) for row in rows[:limit])
         return Items(page, next=page[-1].seq if page and len(rows) > limit else None)
@@ -140,11 +146,11 @@ class JobLedger:
     def close(self, job_id: int, *, error: str = "") -> Job:
         """Nothing more comes by itself: the job runs, and ends with its documents. Raises JobNotFound."""
         with self._database.write() as connection:
-            found = _job(connection, job_id)
+            found = job(connection, job_id)
             state = "running" if found.state == "preparing" else found.state
             connection.execute(update(JOB).where(_J.id == job_id).values(open=0, state=state, error=error))
             _end(connection, [job_id])
-            return _job(connection, job_id)
+            return job(connection, job_id)
 
     def pause(self, job_id: int) -> Job:
         """Take no more documents of it; what is in hand goes on. A no-op when paused already.
@@ -170,14 +176,16 @@ class JobLedger:
             Conflict: it is done.
         """
         with self._database.write() as connection:
-            found = _job(connection, job_id)
+            found = job(connection, job_id)
             if found.state == "cancelled":
                 return found
             if found.state == "done":
                 raise Conflict(f"job {job_id} is done; remove its documents to undo it")
             _take_back(connection, _D.job == job_id, only=job_id, error=_CANCELLED)
+            if found.kind == "reindex":
+                _abandon(connection, job_id)
             connection.execute(update(JOB).where(_J.id == job_id).values(state="cancelled", open=0, ended=_now()))
-            return _job(connection, job_id)
+            return job(connection, job_id)
 
     def retry(self, job_id: int, documents: Sequence[str] | None = None) -> tuple[Job, int]:
         """Queue again what failed of it, all or those of these ids; the job, and how many that were.
@@ -190,7 +198,7 @@ class JobLedger:
         if documents is not None:
             failed = and_(failed, _I.id.in_(list(documents)[:_IN]))
         with self._database.write() as connection:
-            if _job(connection, job_id).state == "cancelled":
+            if job(connection, job_id).state == "cancelled":
                 raise Conflict(f"job {job_id} was cancelled: hand its documents in again")
             query = select(_I.seq, _I.document_seq).join(DOCUMENT, _D.seq == _I.document_seq)
             rows = connection.execute(query.where(failed, _D.state == "failed")).all()
@@ -201,7 +209,7 @@ class JobLedger:
                 items = update(JOB_ITEM).where(_I.seq.in_([row.seq for row in part]))
                 connection.execute(items.values(state="waiting", error=""))
             _count(connection, job_id, Counter(failed=-len(rows)))
-            return _job(connection, job_id), len(rows)
+            return job(connection, job_id), len(rows)
 
     def skip(self, job_id: int, document: str) -> Job:
         """Take back one document that waits or is in hand, as `cancel` does.
@@ -209,10 +217,13 @@ class JobLedger:
         Raises:
             JobNotFound: there is none of this number.
             DocumentNotFound: it has no such document.
-            Conflict: the document needs nothing more.
+            Conflict: the document needs nothing more, or all of a collection is being reindexed.
         """
         with self._database.write() as connection:
-            _job(connection, job_id)
+            if job(connection, job_id).kind == "reindex":
+                raise Conflict(
+                    f"job {job_id} reindexes a collection as a whole: remove the document, or cancel the job"
+                )
             item = connection.execute(select(JOB_ITEM).where(_I.job_id == job_id, _I.id == document)).first()
             if item is None:
                 raise DocumentNotFound(f"job {job_id} has no document {document!r}", name=document)
@@ -223,7 +234,7 @@ class JobLedger:
             held = update(DOCUMENT).where(this, _D.state == "working")
             connection.execute(held.values(state="waiting", version=_D.version + 1))
             _take_back(connection, this, only=None, error=_SKIPPED)
-            return _job(connection, job_id)
+            return job(connection, job_id)
 
     def forget(self, job_id: int) -> None:
         """Forget an ended job; its documents stay.
@@ -233,22 +244,60 @@ class JobLedger:
             Conflict: some of its documents still wait.
         """
         with self._database.write() as connection:
-            found = _job(connection, job_id)
+            found = job(connection, job_id)
             if found.ended is None or found.waiting:
                 raise Conflict(f"job {job_id} is {found.state}: cancel it first")
             connection.execute(delete(JOB).where(_J.id == job_id))
 
     def _switch(self, job_id: int, *, to: JobState, verb: str) -> Job:
         with self._database.write() as connection:
-            found = _job(connection, job_id)
+            found = job(connection, job_id)
             if found.state not in {"running", "paused"}:
                 raise Conflict(f"job {job_id} is {found.state} and cannot be {verb}")
             connection.execute(update(JOB).where(_J.id == job_id).values(state=to))
             _end(connection, [job_id])
-            return _job(connection, job_id)
+            return job(connection, job_id)
 
 
 # What the catalog does along with a document
+
+
+def create(
+    connection: Connection,
+    collection: str,
+    *,
+    kind: JobKind,
+    name: str,
+    priority: int,
+    still: bool,
+    state: JobState = "running",
+    origin: str = "",
+    prune: bool = False,
+) -> int:
+    """Open a job without documents, and forget the oldest of those that ended; its number. More are `still` to come."""
+    kept = select(_J.id).where(_J.ended.is_not(None)).order_by(_J.id.desc()).limit(KEPT - 1).subquery()
+    ended = and_(_J.ended.is_not(None), _J.id.not_in(select(kept.c.id)))
+    connection.execute(delete(JOB).where(ended, _J.total == _FINISHED))
+    about = {"collection": collection, "kind": kind, "name": name, "priority": priority, "state": state}
+    counts = dict.fromkeys(("total", *_COUNTS), 0)
+    row = {"origin": origin, "open": int(still), "prune": int(prune), "error": "", "created": _now(), "ended": None}
+    return inserted(connection.execute(insert(JOB).values({**about, **counts, **row})))
+
+
+def inserted(made: CursorResult[Any]) -> int:
+    """The number that an inserted row got."""
+    key = made.inserted_primary_key
+    if key is None:
+        raise TypeError("one row has to be inserted, with its values")
+    return int(key[0])
+
+
+def job(connection: Connection, job_id: int) -> Job:
+    """One job. Raises JobNotFound."""
+    row = connection.execute(select(JOB).where(_J.id == job_id)).first()
+    if row is None:
+        raise JobNotFound(f"there is no job {job_id}", name=str(job_id))
+    return _as_job(row)
 
 
 def running(connection: Connection) -> list[int]:
@@ -264,7 +313,7 @@ def enter(connection: Connection, job_id: int, collection: str, documents: Seque
         JobNotFound: there is none of this number.
         Conflict: it was cancelled, or is of another collection.
     """
-    found = _job(connection, job_id)
+    found = job(connection, job_id)
     if found.collection != collection:
         raise Conflict(f"job {job_id} is of the collection {found.collection!r}")
     if found.state == "cancelled":
@@ -296,11 +345,13 @@ def settle(connection: Connection, document_seq: int, state: ItemState, error: s
     _settle(connection, _I.document_seq == document_seq, state, error)
 
 
-def settle_all(connection: Connection, collection_id: int, collection: str, error: str) -> None:
-    """The collection is leaving: its jobs have nothing to do any more."""
+def settle_all(connection: Connection, collection_ids: Sequence[int], collection: str, error: str) -> None:
+    """The collection is leaving, with its successor: its jobs have nothing to do any more."""
     left = update(JOB).where(_J.ended.is_(None), _J.collection == collection)
     connection.execute(left.values(state="cancelled", open=0, ended=_now(), error=error))
-    _settle(connection, _I.document_seq.in_(select(_D.seq).where(_D.collection_id == collection_id)), "skipped", error)
+    _settle(
+        connection, _I.document_seq.in_(select(_D.seq).where(_D.collection_id.in_(collection_ids))), "skipped", error
+    )
 
 
 def _settle(connection: Connection, which: ColumnElement[bool], state: ItemState, error: str) -> None:
@@ -355,6 +406,20 @@ def recover(connection: Connection) -> None:
     _end(connection, select(_J.id).where(_J.ended.is_(None)))
 
 
+def _abandon(connection: Connection, job_id: int) -> None:
+    """The successor that the job builds is not wanted any more; its collection stays as it is."""
+    built = and_(COLLECTION.c.job == job_id, COLLECTION.c.state == "building")
+    numbers = connection.execute(select(COLLECTION.c.id).where(built)).scalars().all()
+    connection.execute(update(COLLECTION).where(built).values(state="removing", successor_of=None))
+    connection.execute(update(DOCUMENT).where(_D.collection_id.in_(numbers)).values(state="removing"))
+    _settle(connection, _I.job_id == job_id, "skipped", _CANCELLED)
+
+
+def end(connection: Connection, job_id: int) -> None:
+    """Nothing more is to come: it is done where none of its documents waits."""
+    _end(connection, [job_id])
+
+
 def _end(connection: Connection, ids: Sequence[int] | Select[Any]) -> None:
     over = and_(_J.id.in_(ids), _J.state.in_(("running", "paused")), _J.open == 0, _J.total == _FINISHED)
     connection.execute(update(JOB).where(over).values(state="done", ended=_now()))
@@ -362,13 +427,6 @@ def _end(connection: Connection, ids: Sequence[int] | Select[Any]) -> None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _job(connection: Connection, job_id: int) -> Job:
-    row = connection.execute(select(JOB).where(_J.id == job_id)).first()
-    if row is None:
-        raise JobNotFound(f"there is no job {job_id}", name=str(job_id))
-    return _as_job(row)
 
 
 def _as_job(row: Row[Any]) -> Job:

@@ -9,18 +9,18 @@ from typing import Literal, TypeAlias
 
 from appliance.errors import InvalidInput
 
-CollectionState: TypeAlias = Literal["ready", "removing"]
+CollectionState: TypeAlias = Literal["ready", "building", "removing"]
 DocumentState: TypeAlias = Literal["waiting", "working", "ready", "failed", "removing"]
 Change: TypeAlias = Literal["created", "updated", "unchanged", "moved"]
 JobState: TypeAlias = Literal["preparing", "running", "paused", "done", "cancelled"]
-JobKind: TypeAlias = Literal["documents", "archive", "folder"]
+JobKind: TypeAlias = Literal["documents", "archive", "folder", "reindex"]
 ItemState: TypeAlias = Literal["waiting", "ready", "failed", "refused", "skipped", "unchanged", "moved"]
 Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunking:
-    """How the documents of a collection are cut; kept with it for good. What is None follows the settings.
+    """How the documents of a collection are cut; kept with it until it is reindexed. What is None follows the settings.
 
     Attributes:
         strategy: where a text is cut, see `ingest.chunk.chunked`.
@@ -37,7 +37,14 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """A set of documents cut and embedded alike: by `model`, in `space`, with vectors of `dimensions`."""
+    """A set of documents cut and embedded alike: by `model`, in `space`, with vectors of `dimensions`.
+
+    Attributes:
+        state: `building` while it is to take the place of another one.
+        stored_as: its name in the store.
+        successor_of: the `id` of the one whose place it is to take; None of all others.
+        job: the one that builds it.
+    """
 
     id: int
     name: str
@@ -46,7 +53,15 @@ class Collection:
     dimensions: int
     state: CollectionState
     created: datetime
-    chunking: Chunking = field(default_factory=Chunking)
+    chunking: Chunking
+    stored_as: str
+    successor_of: int | None = None
+    job: int | None = None
+
+    @property
+    def known_as(self) -> str:
+        """The name that callers know it, or the one whose place it is to take, by."""
+        return self.name.partition("#")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +188,17 @@ Outcome: TypeAlias = Ready | Failed | Returned
 
 @dataclass(frozen=True, slots=True)
 class Removals:
-    """What is on its way out and in no one's hand: documents as (collection, id), and collections by name."""
+    """What is on its way out and in no one's hand: documents as (collection, id), and collections by name.
+
+    Attributes:
+        stored_as: the names of their collections in the store, by name.
+        until: when the first of the collections that are searched a little longer can go.
+    """
 
     documents: tuple[tuple[str, str], ...]
     collections: tuple[str, ...]
+    stored_as: Mapping[str, str] = field(default_factory=dict, compare=False)
+    until: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +208,22 @@ class Move:
     collection: str
     old: str
     new: str
+    stored_as: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reindexing:
+    """How far a collection's successor has come.
+
+    Attributes:
+        collection: the successor; its `job` tells its documents.
+        waiting: documents that it still has to take in.
+        failed: documents that it cannot take in, though they can be searched now: they hold it back.
+    """
+
+    collection: Collection
+    waiting: int
+    failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +239,8 @@ class Job:
     """Documents that were handed in together.
 
     Attributes:
-        kind: how they came: as documents of requests, in an archive, from a folder.
+        kind: how they came: as documents of requests, in an archive, from a folder; or `reindex`, those of the
+            collection itself, for its successor.
         name: of the archive or folder; empty otherwise.
         origin: where the server reads the folder; empty otherwise. Not for callers.
         state: `preparing` while an archive is read: until then nothing is worked on, and a crash takes all of it back.

@@ -35,10 +35,17 @@ class Moment(TypeDecorator[datetime]):
 
 
 class CollectionRow(SQLModel, table=True):
-    """A collection: what its documents were embedded with."""
+    """A collection: what its documents were embedded with, and under which name the store has them.
+
+    One that is to take the place of another is a row of its own: `successor_of` that one, built by `job`. What is
+    removed may still be searched, and so stays in the store, until `kept_until`.
+    """
 
     __tablename__ = "collection"
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    __table_args__ = (
+        Index("collection_stored_as", "stored_as", unique=True),
+        {"sqlite_autoincrement": True},
+    )
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
@@ -48,11 +55,16 @@ class CollectionRow(SQLModel, table=True):
     state: str = Field(sa_column=Column(Text, nullable=False))
     created: datetime = Field(sa_column=Column(Moment, nullable=False))
     chunking: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False, server_default="{}"))
+    stored_as: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
+    successor_of: int | None
+    job: int | None
+    kept_until: datetime | None = Field(sa_column=Column(Moment))
 
 
 class DocumentRow(SQLModel, table=True):
     """A document: what was put in, and how far it has come. `taken` is the version that is being worked on, if any;
-    `job` the one it was put in by; `moved_from` the name that the store may still have it under.
+    `job` the one it was put in by; `moved_from` the name that the store may still have it under; `original` the
+    document whose source this one of a successor is made of.
     """
 
     __tablename__ = "document"
@@ -64,6 +76,13 @@ class DocumentRow(SQLModel, table=True):
         Index("document_in_hand", "collection_id", sqlite_where=text("taken IS NOT NULL")),
         Index("document_leaving", "seq", sqlite_where=text("state = 'removing'")),
         Index("document_moving", "seq", sqlite_where=text("moved_from IS NOT NULL")),
+        Index(
+            "document_of_original",
+            "collection_id",
+            "original",
+            unique=True,
+            sqlite_where=text("original IS NOT NULL"),
+        ),
         {"sqlite_autoincrement": True},
     )
 
@@ -87,6 +106,7 @@ class DocumentRow(SQLModel, table=True):
     updated: datetime = Field(sa_column=Column(Moment, nullable=False))
     job: int | None
     moved_from: str | None = Field(sa_column=Column(Text))
+    original: int | None
 
 
 def _of_document() -> Column[int]:

@@ -1,4 +1,4 @@
-"""The command line: serve, pull, list, embed, ingest, search, evaluate, doctor, tune."""
+"""The command line: serve, pull, list, embed, ingest, search, reindex, evaluate, doctor, tune, store."""
 
 import sys
 from pathlib import Path
@@ -330,6 +330,51 @@ def search(
         typer.echo(answer["context"])
     else:
         printing.matches(answer["matches"])
+
+
+@app.command()
+def reindex(
+    collection: Annotated[str, typer.Argument(help="Name of a collection.", callback=_utf8)],
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Name of the new model; the present one if left out.", callback=_utf8)
+    ] = None,
+    dimensions: Annotated[int | None, typer.Option(min=1, help="Of the vectors.")] = None,
+    strategy: Annotated[
+        Literal["structure", "sentences", "fixed", "code"] | None, typer.Option(help="How documents are cut.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=16, max=8192, help="Of a chunk at most; with --strategy.")] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="End a reindex without the documents that hold it back.")
+    ] = False,
+    url: Url = None,
+    key: Key = None,
+    data: Data = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed everything in a collection anew, by another model or cut otherwise, while it goes on answering.
+
+    What is there is replaced in one step when all is done. Ctrl-C leaves the server at it; follow it as a job.
+    """
+    changes: dict[str, object] = {"model": model, "dimensions": dimensions}
+    if tokens is not None and strategy is None:
+        raise InvalidInput("--tokens goes with --strategy", param="tokens")
+    if finish and (model or dimensions or strategy):
+        raise InvalidInput("--finish goes alone: the reindex was begun already", param="finish")
+    if strategy is not None:
+        changes["chunking"] = {"strategy": strategy, "tokens": tokens}
+    with _server(_settings(data=data, config=config), url, key) as server:
+        given = {name: value for name, value in changes.items() if value is not None}
+        job = server.finish_reindex(collection) if finish else server.reindex(collection, given)
+        with printing.progress(printing.console(stderr=True), collection, total=job["counts"]["total"]) as advance:
+            job = server.followed(job["id"], advance=advance)
+    if as_json:
+        printing.as_json(job)
+    else:
+        printing.reindexed(job)
+    if job["state"] != "done":
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -99,6 +99,31 @@ class Server:
             body = {"name": collection} | ({"model": model} if model else {})
             self._call("POST", "/collections", json=body)
 
+    def reindex(self, collection: str, changes: Mapping[str, object]) -> dict[str, Any]:
+        """Begin to embed everything in a collection anew; its job."""
+        return self._call("POST", f"/collections/{_quoted(collection)}/reindex", json=changes)
+
+    def finish_reindex(self, collection: str) -> dict[str, Any]:
+        """Have what holds a reindex back left out; its job."""
+        return self._call("POST", f"/collections/{_quoted(collection)}/reindex/finish")
+
+    def followed(self, job: int, *, advance: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+        """A job, when it has ended or something holds it back.
+
+        Args:
+            job: its number.
+            advance: told how many more of its documents are done with.
+        """
+        done = 0
+        while True:
+            now = self._call("GET", f"/jobs/{job}")
+            finished = now["counts"]["total"] - now["counts"]["waiting"]
+            advance(finished - done)
+            done = finished
+            if now["ended"] is not None or (now["error"] and not now["counts"]["waiting"]):
+                return now
+            time.sleep(0.5)
+
     def put(self, collection: str, documents: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
         """Queue documents, later if the server says so; what became of each."""
         body = {"collection": collection, "wait": 0, "documents": documents}

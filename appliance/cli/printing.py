@@ -57,6 +57,16 @@ def progress(console: "Console", what: str, *, total: int) -> Iterator[Callable[
         yield advance
 
 
+def reindexed(job: Mapping[str, Any]) -> None:
+    """Print what a reindex came to."""
+    counts = job["counts"]
+    typer.echo(f"{job['collection']}: {counts['ready']} documents embedded anew by {job['name']}, job {job['id']}")
+    for each in job.get("failures", []):
+        typer.echo(f"  {each['id']}: {each['error']}")
+    if job["state"] != "done":
+        typer.echo(f"{job['state']}: {job['error'] or 'nothing was changed'}", err=True)
+
+
 def models(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of `models.listed` as a table."""
     from rich.table import Table

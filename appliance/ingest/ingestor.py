@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from time import monotonic
@@ -17,6 +18,7 @@ from appliance.catalog.records import (
     Chunking,
     Collection,
     Failed,
+    Job,
     NewDocument,
     Put,
     Ready,
@@ -81,13 +83,16 @@ _Done: TypeAlias = _Prepared | Failed | Returned
 
 @dataclass(frozen=True, slots=True)
 class Over:
-    """A document that needs nothing more for now: `ready`, or `failed` with its reason."""
+    """A document that needs nothing more for now: `ready`, or `failed` with its reason; `reindexed` where that is what
+    the successor of its collection has of it.
+    """
 
     collection: str
     id: str
     state: Literal["ready", "failed"]
     error: str
     job: int | None
+    reindexed: bool = False
 
 
 class Ingestor:
@@ -103,6 +108,7 @@ class Ingestor:
         chunk_tokens: tokens of a chunk at most, where its collection says nothing; see `cut`.
         chunk_overlap: tokens repeated between neighbouring chunks, likewise.
         max_pixels: of an image at most.
+        keep: seconds for which what a reindex replaced can still be searched, by those who had begun to.
         on_settled: told `ready` or `failed` for every document that became so; from a thread.
     """
 
@@ -116,6 +122,7 @@ class Ingestor:
         chunk_tokens: int = 0,
         chunk_overlap: int = 32,
         max_pixels: int = MAX_PIXELS,
+        keep: float = 60.0,
         on_settled: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._catalog = catalog
@@ -125,6 +132,7 @@ class Ingestor:
         self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._usual = partial(resolved, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._max_pixels = max_pixels
+        self._keep = timedelta(seconds=keep)
         self._on_settled = on_settled
         # threads of their own: a large document must not keep a search waiting for one
         self._readers = ThreadPoolExecutor(2, "read")
@@ -141,9 +149,13 @@ class Ingestor:
         self._loops: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[object]] = set()
         self._stopping = False
+        self._replaced: list[int] = []  # jobs that came to their end, with a collection replaced
+        self._behind = False  # a successor, which has documents waiting
         self._moving = False
         self.on_over: Callable[[Sequence[Over]], None] = lambda _: None
         """Told, on the loop, which documents a commit was over with."""
+        self.on_replaced: Callable[[Sequence[int]], None] = lambda _: None
+        """Told, on the loop, the jobs of successors that have taken their collections' places."""
         self.trouble = ""
         """Why documents do not get on, when that is none of their doing; empty while they do."""
 
@@ -152,15 +164,17 @@ class Ingestor:
 
         def recover() -> None:
             self._catalog.recover()
-            for collection in self._catalog.collections():
-                self._store.create(collection.name, collection.dimensions)
+            for collection in (*self._catalog.collections(), *self._catalog.successors.all()):
+                self._store.create(collection.stored_as, collection.dimensions)
             self._finish_moves()
+            self._advance()
             self._finish_removals()
 
         await asyncio.to_thread(recover)
         self._wake.set()
         self._spawn(self._dispatch())
         self._spawn(self._settle())
+        self._spawn(self._tidy())
 
     async def stop(self) -> None:
         """End running changes of the store, begin no more; what is in hand is taken again at the next start."""
@@ -182,18 +196,14 @@ class Ingestor:
             CollectionExists: there is one of this name.
             InvalidInput: no name for a collection, or dimensions that the model does not have.
         """
-        dimensions = dimensions or spec.dimensions
-        if not spec.min_dimensions <= dimensions <= spec.dimensions:
-            raise InvalidInput(
-                f"{spec.name} has vectors of {spec.min_dimensions} to {spec.dimensions} dimensions", param="dimensions"
-            )
+        dimensions = _checked_dimensions(spec, dimensions)
 
         def create() -> Collection:
             made = self._catalog.create_collection(
                 name, model=spec.name, space=spec.space, dimensions=dimensions, chunking=chunking
             )
             try:
-                self._store.create(name, dimensions)
+                self._store.create(made.stored_as, dimensions)
             except ApplianceError:
                 self._catalog.begin_removal(name)
                 self._catalog.forget_collection(name)
@@ -301,11 +311,15 @@ class Ingestor:
 
         def remove() -> None:
             leaving = self._catalog.begin_document_removal(collection, document)
-            self._store.remove(collection, document)
+            self._store.remove(self._catalog.collection(collection).stored_as, document)
             if not leaving.in_hand:
                 self._forget(collection, document)
 
-        await self._change(remove, then=partial(self._watchers.tell, collection, document))
+        def tell() -> None:
+            self._watchers.tell(collection, document)
+            self._wake.set()  # a successor may have waited for nothing else
+
+        await self._change(remove, then=tell)
 
     async def remove_collection(self, collection: str) -> None:
         """Remove a collection with all it holds.
@@ -315,11 +329,112 @@ class Ingestor:
         """
 
         def remove() -> None:
-            self._catalog.begin_removal(collection)
-            self._store.drop(collection)
+            leaving = self._catalog.begin_removal(collection)
+            self._store.drop(leaving.stored_as)
             self._finish_removals()
 
         await self._change(remove, then=partial(self._watchers.tell, collection))
+
+    # What takes a collection's place
+
+    async def reindex(
+        self,
+        collection: str,
+        *,
+        spec: ModelSpec | None = None,
+        dimensions: int | None = None,
+        chunking: Chunking | None = None,
+        priority: int = 0,
+    ) -> Job:
+        """Embed everything of a collection anew, in the background; what is there answers until all of it is done, and
+        is then replaced in one step. The job.
+
+        Args:
+            collection: it exists.
+            spec: card of the model; the collection's own if left out.
+            dimensions: of the vectors; the model's own if left out, or the collection's where its model stays.
+            chunking: how documents are cut from now on; as before if left out.
+            priority: of the job.
+
+        Raises:
+            CollectionNotFound: no such collection.
+            ModelMismatch: no model here gives the collection's vectors, and no other was named.
+            InvalidInput: dimensions that the model does not have.
+            Conflict: it is being reindexed already.
+        """
+        there = await asyncio.to_thread(self._catalog.collection, collection)
+        if spec is None or spec.name == there.model:
+            spec = spec or self._registry.within(there.space, there.model)
+            dimensions = dimensions or there.dimensions
+        dimensions = _checked_dimensions(spec, dimensions)
+
+        def begin() -> Job:
+            job, successor = self._catalog.successors.begin(
+                collection,
+                model=spec.name,
+                space=spec.space,
+                dimensions=dimensions,
+                chunking=chunking or there.chunking,
+                priority=priority,
+            )
+            try:
+                self._store.create(successor.stored_as, dimensions)
+            except ApplianceError:
+                self._catalog.jobs.cancel(job.id)
+                self._finish_removals()
+                raise
+            self._advance()
+            return self._catalog.jobs.job(job.id)
+
+        return await self._change(begin, then=self._wake.set)
+
+    async def finish_reindex(self, collection: str) -> Job:
+        """Let a successor take the collection's place without the documents that it could not take in.
+
+        Raises:
+            CollectionNotFound: no such collection.
+            NotFound: it is not being reindexed.
+            Conflict: some of its documents still wait.
+        """
+
+        def finish() -> Job:
+            successor = self._catalog.successors.named(collection)
+            if self._catalog.successors.advance(successor, keep=self._keep, without_failed=True) != "replaced":
+                raise Conflict(f"the reindexing of {collection!r} is not at its end: job {successor.job}")
+            self._replaced.append(successor.job or 0)
+            return self._catalog.jobs.job(successor.job or 0)
+
+        return await self._change(finish)
+
+    def _finished(self) -> None:
+        self._finish_removals()
+        self._advance()
+
+    def _advance(self) -> None:
+        """Bring successors up to date that have nothing else to do, and have them take their places."""
+        behind = True
+        while behind:
+            behind = False
+            for successor in self._catalog.successors.due():
+                match self._catalog.successors.advance(successor, keep=self._keep):
+                    case "followed":
+                        self._finish_removals()
+                        behind = self._behind = True
+                    case "replaced":
+                        self._replaced.append(successor.job or 0)
+                        log.info("collection reindexed", collection=successor.known_as, model=successor.model)
+
+    async def _tidy(self) -> None:
+        """Finish removals, and once more when what was replaced is not searched any more."""
+        while True:
+            try:
+                until = await self._change(self._finish_removals)
+            except StoreError as error:
+                log.warning("what was replaced is removed later", error=error.message)
+                until = datetime.now(UTC) + self._keep
+            if until is None:
+                break
+            await asyncio.sleep(max((until - datetime.now(UTC)).total_seconds(), _PAUSE))
 
     # Changes of the store
 
@@ -351,6 +466,14 @@ class Ingestor:
         async def change() -> T:
             async with self._changing:
                 result = await asyncio.to_thread(in_order)
+            if self._behind:
+                self._behind = False
+                self._wake.set()
+            if self._replaced:
+                replaced, self._replaced = self._replaced, []
+                self.on_replaced(replaced)
+                if not self._stopping:
+                    self._spawn(self._tidy())
             then()
             return result
 
@@ -378,19 +501,21 @@ class Ingestor:
     def _finish_moves(self) -> None:
         moves = self._catalog.pending_moves()
         for move in moves:
-            self._store.rename(move.collection, move.old, move.new)
+            self._store.rename(move.stored_as, move.old, move.new)
         if moves:
             self._catalog.end_moves(moves)
         self._moving = False
 
-    def _finish_removals(self) -> None:
+    def _finish_removals(self) -> datetime | None:
+        """When there will be more to remove, if that is known."""
         removals = self._catalog.pending_removals()
         for collection, document in removals.documents:
-            self._store.remove(collection, document)
+            self._store.remove(removals.stored_as[collection], document)
             self._forget(collection, document)
         for collection in removals.collections:
-            self._store.drop(collection)
+            self._store.drop(removals.stored_as[collection])
             self._catalog.forget_collection(collection)
+        return removals.until
 
     # From the queue to prepared
 
@@ -412,6 +537,10 @@ class Ingestor:
                     max_bytes=_BYTES - self._bytes,
                     without=[held for held, until in self._held.items() if until > monotonic()],
                 )
+                if not works:
+                    successors = await asyncio.to_thread(self._catalog.successors.all)
+                    if successors:
+                        await self._change(self._finished)
             except Exception as error:  # noqa: BLE001  # whatever it is, the queue must go on
                 await self._paused("the queue cannot be read", error)
                 self._wake.set()
@@ -470,11 +599,10 @@ class Ingestor:
             self._active -= len(group)
             self._bytes -= sum(len(each.work.body) for each in group)
             self._wake.set()
-            if not whole:
-                try:
-                    await self._change(self._finish_removals)
-                except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
-                    await self._paused("a removal cannot be finished", error)
+            try:
+                await self._change(self._advance if whole else self._finished)
+            except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
+                await self._paused("a removal or a reindex cannot be finished", error)
 
     async def _committed(self, group: list[_Done]) -> bool:
         """Commit until it is done; whether every document was still as it was taken."""
@@ -493,7 +621,8 @@ class Ingestor:
             else:
                 self.trouble = "" if whole or over else self.trouble
                 for each in over:
-                    self._watchers.tell(each.collection, each.id)
+                    if not each.reindexed:
+                        self._watchers.tell(each.collection, each.id)
                 self.on_over(over)
                 return whole
 
@@ -502,7 +631,7 @@ class Ingestor:
         current = self._catalog.current([each.work for each in group])
         ready = [each for each, still in zip(group, current, strict=True) if still and isinstance(each, _Prepared)]
         ready.sort(key=lambda each: each.work.collection.id)
-        for name, entries in groupby(ready, key=lambda each: each.work.collection.name):
+        for name, entries in groupby(ready, key=lambda each: each.work.collection.stored_as):
             self._store.put_many(name, [Entry(each.work.id, each.cut.chunks, each.vectors) for each in entries])
         outcomes = [_outcome(each) for each in group]
         settled = self._catalog.settle(outcomes)
@@ -512,13 +641,24 @@ class Ingestor:
                 state: Literal["ready", "failed"] = "ready" if isinstance(outcome, Ready) else "failed"
                 error = outcome.error if isinstance(outcome, Failed) else ""
                 self._on_settled(state)
-                over.append(Over(outcome.work.collection.name, outcome.work.id, state, error, outcome.work.job))
+                collection = outcome.work.collection
+                ours = collection.state == "building"
+                over.append(Over(collection.known_as, outcome.work.id, state, error, outcome.work.job, reindexed=ours))
         return over, all(settled)
 
     async def _paused(self, event: str, error: Exception) -> None:
         self.trouble = error.message if isinstance(error, ApplianceError) else f"unexpected {type(error).__name__}"
         log.error(event, error=self.trouble, exc_info=None if isinstance(error, ApplianceError) else error)
         await asyncio.sleep(_PAUSE)
+
+
+def _checked_dimensions(spec: ModelSpec, dimensions: int | None) -> int:
+    dimensions = dimensions or spec.dimensions
+    if not spec.min_dimensions <= dimensions <= spec.dimensions:
+        raise InvalidInput(
+            f"{spec.name} has vectors of {spec.min_dimensions} to {spec.dimensions} dimensions", param="dimensions"
+        )
+    return dimensions
 
 
 def _chunks(done: _Done) -> int:

@@ -100,7 +100,7 @@ class Jobs:
 
     Args:
         catalog: where they are kept.
-        ingestor: puts documents in; its `on_over` is taken.
+        ingestor: puts documents in; its `on_over` and `on_replaced` are taken.
         events: told what happens.
         roots: folders below which callers may have the server read.
         watched: folders that are followed, and into which collection.
@@ -134,6 +134,7 @@ class Jobs:
         self._ends = threading.Event()
         self._watchers = ThreadPoolExecutor(max(len(self._watched), 1), "watch")
         ingestor.on_over = self._over
+        ingestor.on_replaced = self._replaced
 
     async def start(self) -> None:
         """Go on with what a restart cut short, and with watching. The ingestor was started before."""
@@ -141,7 +142,7 @@ class Jobs:
             if job.state == "preparing":
                 await self._ingestor.take_back(partial(self._ledger.cancel, job.id))
                 await asyncio.to_thread(self._ledger.close, job.id, error="its upload was cut short: send it again")
-            else:
+            elif job.kind == "folder":
                 self._spawn(self._walk(job))
         self._spawn(self._tell())
         for folder, collection in self._watched.items():
@@ -327,6 +328,10 @@ class Jobs:
             self._events.publish("documents", {"collection": collection, "job": job, "documents": told}, job=job)
             if job is not None:
                 self.touch(job)
+
+    def _replaced(self, jobs: Sequence[int]) -> None:
+        for job in jobs:
+            self.touch(job)
 
     async def _tell(self) -> None:
         while True:

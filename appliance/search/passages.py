@@ -73,7 +73,7 @@ def joined(chunks: Sequence[Chunk]) -> str:
 def _read(store: VectorStore, found: Found, first: int, last: int) -> Passage:
     chunks: Sequence[Chunk] = [found.chunk]
     if first != last:
-        there = store.chunks(found.collection, found.document, first=max(first, 0), last=last)
+        there = store.chunks(found.index, found.document, first=max(first, 0), last=last)
         if found.chunk in there:  # else it was changed since it was found
             chunks = there
     return Passage(

@@ -43,12 +43,19 @@ class Place:
         space: what its vectors can be compared with.
         dimensions: of its vectors.
         embedder: of its space; needed unless one searches by words.
+        stored_as: its name in the store, where that is another one.
     """
 
     collection: str
     space: str
     dimensions: int
     embedder: Embedder | None = None
+    stored_as: str = ""
+
+    @property
+    def index(self) -> str:
+        """Its name in the store."""
+        return self.stored_as or self.collection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +122,7 @@ class Found:
         space_rank: place among the matches of its space, where several are merged.
         rerank_score: how relevant the reranker holds the passage, 0 to 1; None if it was not asked.
         rank: place before reranking and diversity, from 1.
+        stored_as: as of `Place`.
     """
 
     document: str
@@ -131,11 +139,17 @@ class Found:
     fused_score: float | None = None
     space_rank: int | None = None
     rank: int = 0
+    stored_as: str = ""
 
     @property
     def key(self) -> Key:
         """Names the passage."""
         return self.collection, self.document, self.chunk.ordinal
+
+    @property
+    def index(self) -> str:
+        """Its collection's name in the store."""
+        return self.stored_as or self.collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,8 +327,8 @@ class Retriever:
         Raises:
             CollectionNotFound: there is no such collection.
         """
-        chunks = await asyncio.to_thread(self._vectors.chunks, place.collection, document)
-        rows = await self._vectors_of([(place.collection, document, chunk.ordinal) for chunk in chunks])
+        chunks = await asyncio.to_thread(self._vectors.chunks, place.index, document)
+        rows = await self._vectors_of([(place.index, document, chunk.ordinal) for chunk in chunks])
         if not rows:
             return Answer()
         mean = np.mean(np.stack(list(rows.values())), axis=0, dtype=np.float64)
@@ -382,7 +396,7 @@ class Retriever:
             match = self._words.matching
             return await asyncio.gather(
                 *(
-                    asyncio.to_thread(match, each.collection, query.q, limit=depth, where=query.where)
+                    asyncio.to_thread(match, each.index, query.q, limit=depth, where=query.where)
                     for each in query.places
                 )
             )
@@ -393,7 +407,7 @@ class Retriever:
     def _nearest_in(
         self, place: Place, vector: Vector, limit: int, where: Where, *, exact: bool = False
     ) -> list[Match]:
-        return self._vectors.nearest(place.collection, vector, limit=limit, where=where, exact=exact)
+        return self._vectors.nearest(place.index, vector, limit=limit, where=where, exact=exact)
 
     def _ranking(self, query: Query, legs: Sequence[_Leg], weights: Weights) -> list[Found]:
         """One ranking of all places: of each space by score, over spaces by rank."""
@@ -464,12 +478,14 @@ class Retriever:
         return [replace(best[place], score=score, rerank_score=score) for place, score in order]
 
     async def _varied(self, ranking: Sequence[Found], diversity: float) -> list[Found]:
-        vectors = await self._vectors_of([each.key for each in ranking])
+        keys = [(each.index, each.document, each.chunk.ordinal) for each in ranking]
+        vectors = await self._vectors_of(keys)
         scores = [each.score for each in ranking]
-        order = await asyncio.to_thread(mmr, scores, [vectors.get(each.key) for each in ranking], diversity=diversity)
+        order = await asyncio.to_thread(mmr, scores, [vectors.get(key) for key in keys], diversity=diversity)
         return [ranking[place] for place in order]
 
     async def _vectors_of(self, keys: Sequence[Key]) -> dict[Key, Vector]:
+        """By the collections' names in the store."""
         collections: dict[str, list[tuple[str, int]]] = {}
         for collection, document, ordinal in keys:
             collections.setdefault(collection, []).append((document, ordinal))
@@ -555,6 +571,7 @@ def _of_vectors(rank: int, match: Match, place: Place) -> Found:
         vector_score=match.score,
         vector_rank=rank,
         collection=place.collection,
+        stored_as=place.stored_as,
     )
 
 
@@ -566,4 +583,5 @@ def _of_words(rank: int, match: Match, place: Place) -> Found:
         keyword_score=match.score,
         keyword_rank=rank,
         collection=place.collection,
+        stored_as=place.stored_as,
     )

@@ -25,7 +25,7 @@ def embedder() -> Iterator[Embedder]:
 
 
 def work(text: str, chunking: Chunking, *, title: str = "", metadata: Mapping[str, object] | None = None) -> Work:
-    collection = Collection(1, "c", "hash", "hash", 64, "ready", datetime(2026, 1, 1, tzinfo=UTC), chunking)
+    collection = Collection(1, "c", "hash", "hash", 64, "ready", datetime(2026, 1, 1, tzinfo=UTC), chunking, "c")
     return Work(collection, 1, "d", 1, 1, title, metadata or {}, "text/markdown", text.encode())
 
 
