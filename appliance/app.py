@@ -33,7 +33,8 @@ from appliance.api.auth import Guard, Hosts, Keys, Origins
 from appliance.api.deps import Appliance
 from appliance.api.metrics import Metrics
 from appliance.catalog.catalog import Catalog
-from appliance.database import Database
+from appliance.catalog.opening import open_shared
+from appliance.database import Database, locked
 from appliance.embedding.caches.cache import EmbeddingCache, open_cache
 from appliance.embedding.engine import EmbeddingEngine, RemoteEngine, RerankEngine
 from appliance.embedding.engines import open_engine, open_reranker
@@ -209,21 +210,9 @@ def _simulated(settings: Settings) -> "Prepared":
 
 async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> Appliance:
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    database = await asyncio.to_thread(Database, settings.database)
-    stack.push_async_callback(asyncio.to_thread, database.close)
-    await asyncio.to_thread(database.migrate, shipped("migrations"))
-    catalog = Catalog(database)
     closing = ExitStack()
     stack.push_async_callback(asyncio.to_thread, closing.close)
-    place = await asyncio.to_thread(store_place, settings)
-    store = await asyncio.to_thread(
-        open_store,
-        place,
-        database=database,
-        migrations=shipped("migrations"),
-        stack=closing,
-        space_of=space_of(catalog),
-    )
+    catalog, store = await asyncio.to_thread(opened, settings, closing)
     watch = _Watch(store)
     if settings.simulate_npu:
         await asyncio.to_thread(_simulated, settings)  # compiled here, so that it is there below
@@ -277,7 +266,7 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
     preloads = dict.fromkeys([registry.default.name, *(_to_preload(registry, name) for name in settings.preload)])
     loads = (_preload(registry, name) for name in preloads)
     warming = asyncio.to_thread(store.warm)
-    watches = [] if place.kind == "sqlite" else [watch.run()]
+    watches = [] if settings.store == "sqlite" else [watch.run()]
     for task in (registry.unload_idle(), _follow_cards(settings, registry), warming, *watches, *loads):
         stack.push_async_callback(_ended, asyncio.create_task(task))
     return Appliance(
@@ -296,6 +285,33 @@ async def _build(settings: Settings, metrics: Metrics, stack: AsyncExitStack) ->
         wait=settings.wait,
         max_pending=settings.max_pending,
     )
+
+
+def opened(settings: Settings, stack: ExitStack) -> tuple[Catalog, Store]:
+    """Catalog and store where the settings have them, their schemas brought up to date. Blocking.
+
+    Raises:
+        InvalidInput: a setting that they need is missing or wrong.
+        StoreError: one of them cannot be opened.
+    """
+    migrations = shipped("migrations")
+    address = settings.catalog_address()
+    database = None
+    if address:
+        stack.callback(locked(settings.database).close)
+        catalog = open_shared(address, data=settings.data, migrations=migrations, stack=stack)
+        if settings.database.exists() and not catalog.collections():
+            log.warning(
+                "appliance.db in the data directory has a catalog that is not used",
+                move=f"appliance store copy --from sqlite --to {settings.store}",
+            )
+    else:
+        database = Database(settings.database)
+        stack.callback(database.close)
+        database.migrate(migrations)
+        catalog = Catalog(database)
+    place, spaces = store_place(settings), space_of(catalog)
+    return catalog, open_store(place, database=database, migrations=migrations, stack=stack, space_of=spaces)
 
 
 def store_place(settings: Settings) -> Place:

@@ -4,11 +4,11 @@ import fcntl
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import sqlite_vec  # type: ignore[import-untyped]  # it ships no types
 from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
@@ -105,6 +105,19 @@ def _load_extension(connection: Any) -> None:
     connection.enable_load_extension(False)  # noqa: FBT003  # same
 
 
+class Transactions(Protocol):
+    """A database, as far as its transactions go. Any thread. What is the machine's doing leaves as a StoreError."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A read-only transaction: everything in the block sees one moment, whatever is written meanwhile."""
+
+    def write(self) -> AbstractContextManager[Connection]:
+        """One transaction, of one writer at a time: on disk when the block ends, undone when it raises."""
+
+    def claim(self) -> AbstractContextManager[Connection]:
+        """A transaction that need not wait for the writer: what it changes, it has locked before, row by row."""
+
+
 class Database:
     """An SQLite file that this process alone has open.
 
@@ -122,7 +135,7 @@ class Database:
         self._open = False
         self._driver = choose_driver()
         with ExitStack() as stack:
-            stack.callback(_lock(path).close)
+            stack.callback(locked(path).close)
             self._readers = self._engine(QueuePool, "BEGIN", _READER, pool_size=8, max_overflow=56)
             self._writer = self._engine(QueuePool, "BEGIN IMMEDIATE", _WRITER, pool_size=1, max_overflow=0)
             stack.callback(self._writer.dispose)
@@ -144,6 +157,10 @@ class Database:
                     if _code(error) in _BROKEN:
                         connection.invalidate()  # the next block starts on a fresh one
                     raise
+
+    def claim(self) -> AbstractContextManager[Connection]:
+        """As `write`: there are no locks on rows."""
+        return self.write()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -253,8 +270,12 @@ class Database:
         return engine
 
 
-def _lock(path: Path) -> IO[bytes]:
-    """Keep other processes off the directory for as long as the file is open."""
+def locked(path: Path) -> IO[bytes]:
+    """Keep other processes off the directory for as long as the file is open.
+
+    Raises:
+        StoreUnavailable: another one uses it, or it cannot be written to.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.with_name(path.name + ".lock").open("wb")

@@ -251,6 +251,12 @@ class Settings(BaseSettings):
         "Milvus. Best as APPLIANCE_STORE_URL in the environment or in secrets_file.",
         json_schema_extra={"shown": ""},
     )
+    catalog_url: SecretStr = Field(
+        SecretStr(""),
+        description="Address of a PostgreSQL server for what else appliances share: collections, documents, jobs and "
+        "their queue. With store = postgres it is the same server, if left out; otherwise each has its own.",
+        json_schema_extra={"shown": ""},
+    )
     store_index: Literal["hnsw", "ivfflat", "none"] = Field(
         "hnsw",
         description="How a server finds the nearest of many: hnsw finds most, ivfflat is small and quickly built, none "
@@ -303,6 +309,20 @@ class Settings(BaseSettings):
     def store_address(self) -> str:
         """`store_url`, else what `secrets_file` has for it. Blocking. InvalidInput as `secret`."""
         return self.store_url.get_secret_value() or self.secret(f"{_PREFIX}STORE_URL") or ""
+
+    def catalog_address(self) -> str:
+        """Where the catalog is that appliances share; "" where this one has its own. Blocking.
+
+        Raises:
+            InvalidInput: as `secret`; or the store is in the data directory, so that nothing can be shared.
+        """
+        own = self.catalog_url.get_secret_value() or self.secret(f"{_PREFIX}CATALOG_URL") or ""
+        if own and self.store == "sqlite":
+            raise InvalidInput(
+                "catalog_url is for appliances that share a store: set store = postgres or milvus with it",
+                param="catalog_url",
+            )
+        return own or (self.store_address() if self.store == "postgres" else "")
 
     @property
     def models(self) -> Path:

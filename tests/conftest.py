@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,24 @@ def _module(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def postgres_server_class() -> Callable[..., Any]:
+    """Makes a server that is not started; see tests/postgres_server.py."""
+    module = _module("postgres_server")
+    return partial(module.PostgresServer, module.programs())
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_server_class: Callable[..., Any]) -> Iterator[Any]:
+    """One server for all tests that do not end it."""
+    server = postgres_server_class()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "strict_openai": (True, "yes", "true", True),
     "store": ("postgres", "postgres", '"postgres"', "postgres"),
     "store_url": ("postgresql://h/d", "postgresql://h/d", '"postgresql://h/d"', SecretStr("postgresql://h/d")),
+    "catalog_url": ("postgresql://h/c", "postgresql://h/c", '"postgresql://h/c"', SecretStr("postgresql://h/c")),
     "store_index": ("ivfflat", "ivfflat", '"ivfflat"', "ivfflat"),
     "store_distance": ("cosine", "cosine", '"cosine"', "cosine"),
     "store_precision": ("single", "single", '"single"', "single"),

@@ -1,7 +1,8 @@
 """Which collections and documents exist, how far each has come, and the queue of what is still to be indexed."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,6 +12,7 @@ from sqlalchemy import (
     Connection,
     Select,
     and_,
+    case,
     delete,
     func,
     insert,
@@ -22,6 +24,7 @@ from sqlalchemy import (
 
 from appliance.catalog import jobs
 from appliance.catalog.jobs import Entered, JobLedger
+from appliance.catalog.members import Alone, Membership
 from appliance.catalog.records import (
     Chunking,
     Collection,
@@ -43,7 +46,7 @@ from appliance.catalog.records import (
 from appliance.catalog.rows import as_collection, as_document, as_work, found_collection
 from appliance.catalog.successors import Successors
 from appliance.catalog.tables import COLLECTION, DOCUMENT, SOURCE, TEXT
-from appliance.database import Database
+from appliance.database import Transactions
 from appliance.errors import CollectionExists, Conflict, DocumentNotFound, InvalidInput
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,6 +64,9 @@ _LEAVING: Final = _D.state == literal_column("'removing'")
 _MOVING: Final = _D.moved_from.is_not(None)
 """Written out, not bound: SQLite uses an index on some of the rows only where the query says which."""
 
+_FREE: Final = {"taken": None, "taken_by": None}
+"""In nobody's hand."""
+
 _REPLACED: Final = "a newer version was handed in before its turn came"
 _REMOVED: Final = "it was removed before its turn came"
 
@@ -69,6 +75,8 @@ _DOCUMENTS: Final = select(DOCUMENT, _C.name.label("collection")).join(COLLECTIO
 
 class Catalog:
     """The catalog in a migrated database. Each method is one transaction; blocking; any thread.
+
+    Several appliances may work on one: each is a member, and what it takes is in its own hand.
 
     A document's life: `waiting` → (take) → `working` → (settle) → `ready` or `failed`. A change puts it back to
     `waiting`, even while an older version is in hand; that version then settles to nothing. A removal has two steps, so
@@ -80,10 +88,20 @@ class Catalog:
         successors: what is to take the place of collections.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions, membership: Membership | None = None) -> None:
         self._database = database
-        self.jobs = JobLedger(database)
+        self._membership: Membership = membership or Alone()
+        self.jobs = JobLedger(database, member=self._membership.id)
         self.successors = Successors(database)
+
+    @property
+    def shared(self) -> bool:
+        """Other appliances may work on it, too."""
+        return self._membership.shared
+
+    def turn(self, *, alone: bool) -> AbstractContextManager[None]:
+        """See Membership."""
+        return self._membership.turn(alone=alone)
 
     # Collections
 
@@ -363,29 +381,36 @@ class Catalog:
         with self._database.read() as connection:  # the common answer needs no lock
             if not _waiting(connection, 1, without):
                 return []
-        with self._database.write() as connection:
+        with self._database.claim() as connection:
             chosen: list[int] = []
             total = 0
-            for seq, size in _waiting(connection, limit, without):
+            for seq, size in _waiting(connection, limit, without, lock=True):
                 total += size
                 if chosen and total > max_bytes:
                     break
                 chosen.append(seq)
+            mine = {"state": "working", "taken": _D.version, "taken_by": self._membership.id}
             taken = update(DOCUMENT).where(_D.seq.in_(chosen))
-            connection.execute(taken.values(state="working", taken=_D.version, attempts=_D.attempts + 1))
+            connection.execute(taken.values(**mine, attempts=_D.attempts + 1))
             owners = {row.id: as_collection(row) for row in connection.execute(select(COLLECTION))}
             source = SOURCE.c.document_seq == func.coalesce(_D.original, _D.seq)
             query = select(DOCUMENT, SOURCE.c.body).join(SOURCE, source)
             rows = {row.seq: row for row in connection.execute(query.where(_D.seq.in_(chosen)))}
-            for seq in set(chosen) - set(rows):  # what it was to be made of went away
-                jobs.settle(connection, seq, "skipped", _REMOVED)
-                connection.execute(update(DOCUMENT).where(_D.seq == seq).values(state="removing", taken=None))
+        if len(rows) < len(chosen):
+            self._give_up(set(chosen) - set(rows))
         return [as_work(rows[seq], owners[rows[seq].collection_id]) for seq in chosen if seq in rows]
+
+    def _give_up(self, taken: Iterable[int]) -> None:
+        """What they were to be made of went away."""
+        with self._database.write() as connection:
+            for seq in taken:
+                jobs.settle(connection, seq, "skipped", _REMOVED)
+                connection.execute(update(DOCUMENT).where(_D.seq == seq).values(state="removing", **_FREE))
 
     def current(self, works: Sequence[Work]) -> list[bool]:
         """For each, whether the document is still at the version that was taken, so that settling it would count."""
         with self._database.read() as connection:
-            return [connection.execute(select(_D.seq).where(_still(work))).first() is not None for work in works]
+            return [self._is_still(connection, work) for work in works]
 
     def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Put down what was taken, all in one transaction.
@@ -395,16 +420,69 @@ class Catalog:
         job was cancelled.
         """
         with self._database.write() as connection:
-            return [_settle(connection, outcome) for outcome in outcomes]
+            return [self._settle(connection, outcome) for outcome in outcomes]
+
+    def _is_still(self, connection: Connection, work: Work) -> bool:
+        """It is at the version that was taken, in this hand, and its collection is stored where it was."""
+        place = select(_C.id).where(_C.id == _D.collection_id, _C.stored_as == work.collection.stored_as).exists()
+        still = select(_D.seq).where(_held(work, self._membership.id), _D.version == work.version, place)
+        return connection.execute(still.where(_D.state == "working")).first() is not None
+
+    def _settle(self, connection: Connection, outcome: Outcome) -> bool:
+        work = outcome.work
+        mine = update(DOCUMENT).where(_held(work, self._membership.id))
+        if not self._is_still(connection, work):
+            again = case((_D.state == "working", "waiting"), else_=_D.state)
+            connection.execute(mine.values(state=again, **_FREE))
+            return False
+        connection.execute(mine.values(**_settled(outcome), **_FREE, updated=_now()))
+        match outcome:
+            case Ready(text=text):
+                jobs.settle(connection, work.seq, "ready")
+                if text.encode() != work.body:
+                    connection.execute(insert(TEXT).values(document_seq=work.seq, text=text))
+            case Failed(error=error):
+                jobs.settle(connection, work.seq, "failed", error)
+            case Returned():
+                return not jobs.taken_back(connection, work.job, work.seq)
+        return True
 
     def recover(self) -> int:
-        """At start, before anything is taken: what was in hand when the power went waits again; how many that were."""
+        """At start, before anything is taken: what this appliance had in hand when the power went waits again; how many
+        that were.
+        """
         with self._database.write() as connection:
-            held = update(DOCUMENT).where(_D.taken.is_not(None))
-            connection.execute(held.where(_D.state != "working").values(taken=None))
-            waiting = connection.execute(held.values(state="waiting", taken=None)).rowcount
-            jobs.recover(connection)
-            return waiting
+            return self._take_up(connection, or_(_D.taken_by == self._membership.id, _D.taken_by.is_(None)))
+
+    def check(self) -> None:
+        """Of a shared catalog: be there still, and for the others to see. Raises StoreUnavailable."""
+        self._membership.check()
+
+    def left_behind(self) -> bool:
+        """Whether others have something in hand who are gone."""
+        with self._database.read() as connection:
+            return bool(self._gone(connection))
+
+    def take_up(self) -> int:
+        """What others had in hand who are gone waits again; how many documents that were."""
+        with self._database.write() as connection:
+            gone = self._gone(connection)
+            return self._take_up(connection, _D.taken_by.in_(gone)) if gone else 0
+
+    def leave(self) -> None:
+        """Work on it no more: what is in hand waits again, here or elsewhere."""
+        self._membership.leave()
+
+    def _gone(self, connection: Connection) -> list[int]:
+        held = select(_D.taken_by).where(_D.taken.is_not(None), _D.taken_by != self._membership.id).distinct()
+        return self._membership.gone(connection, list(connection.execute(held).scalars()))
+
+    def _take_up(self, connection: Connection, whose: ColumnElement[bool]) -> int:
+        held = update(DOCUMENT).where(_D.taken.is_not(None), whose)
+        connection.execute(held.where(_D.state != "working").values(**_FREE))
+        waiting = connection.execute(held.values(state="waiting", **_FREE)).rowcount
+        jobs.recover(connection)
+        return waiting
 
     def pending_removals(self) -> Removals:
         """Removals that were begun and can be finished now: nothing of them is in hand."""
@@ -454,14 +532,17 @@ def _document(connection: Connection, collection: Collection, document_id: str, 
     return as_document(row)
 
 
-def _waiting(connection: Connection, limit: int, without: Sequence[int]) -> list[tuple[int, int]]:
-    """Place and size of what is to be taken next."""
+def _waiting(
+    connection: Connection, limit: int, without: Sequence[int], *, lock: bool = False
+) -> list[tuple[int, int]]:
+    """Place and size of what is to be taken next; locked, what others are taking is passed over."""
     found: list[tuple[int, int]] = []
     for job in (None, *jobs.running(connection)):
         query = select(_D.seq, _D.size).where(_WAITING, _D.job.is_(None) if job is None else _D.job == job)
         if without:
             query = query.where(_D.collection_id.not_in(without))
-        rows = connection.execute(query.order_by(_D.seq).limit(limit - len(found)))
+        query = query.order_by(_D.seq).limit(limit - len(found))
+        rows = connection.execute(query.with_for_update(skip_locked=True) if lock else query)
         found += [(seq, size) for seq, size in rows]
         if len(found) == limit:
             break
@@ -539,32 +620,18 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
     return Put(document=_document(connection, collection, new.id), change="created" if back else "updated")
 
 
-def _still(work: Work) -> ColumnElement[bool]:
-    return and_(_D.seq == work.seq, _D.taken == work.version, _D.version == work.version, _D.state == "working")
+def _held(work: Work, member: int) -> ColumnElement[bool]:
+    return and_(_D.seq == work.seq, _D.taken == work.version, _D.taken_by == member)
 
 
-def _settle(connection: Connection, outcome: Outcome) -> bool:
-    work = outcome.work
+def _settled(outcome: Outcome) -> dict[str, object]:
     match outcome:
         case Ready(chunks=chunks, tokens=tokens, truncated=truncated):
             values = {"state": "ready", "chunks": chunks, "tokens": tokens, "truncated": truncated, "error": ""}
             values |= {} if outcome.title is None else {"title": outcome.title}
             values |= {} if outcome.metadata is None else {"metadata": dict(outcome.metadata)}
+            return values
         case Failed(error=error):
-            values = {"state": "failed", "error": error}
+            return {"state": "failed", "error": error}
         case Returned(counted=counted):
-            values = {"state": "waiting", "attempts": work.attempts - (not counted)}
-    now = update(DOCUMENT).where(_still(work)).values(**values, taken=None, updated=_now())
-    if connection.execute(now).rowcount == 0:
-        connection.execute(update(DOCUMENT).where(_D.seq == work.seq, _D.taken == work.version).values(taken=None))
-        return False
-    match outcome:
-        case Ready(text=text):
-            jobs.settle(connection, work.seq, "ready")
-            if text.encode() != work.body:
-                connection.execute(insert(TEXT).values(document_seq=work.seq, text=text))
-        case Failed(error=error):
-            jobs.settle(connection, work.seq, "failed", error)
-        case Returned():
-            return not jobs.taken_back(connection, work.job, work.seq)
-    return True
+            return {"state": "waiting", "attempts": outcome.work.attempts - (not counted)}

@@ -24,7 +24,7 @@ from sqlalchemy import (
 
 from appliance.catalog.records import Item, Items, ItemState, Job, JobKind, JobState
 from appliance.catalog.tables import COLLECTION, DOCUMENT, JOB, JOB_ITEM
-from appliance.database import Database
+from appliance.database import Transactions
 from appliance.errors import Conflict, DocumentNotFound, JobNotFound
 
 KEPT: Final = 1000
@@ -64,8 +64,9 @@ class JobLedger:
     Counts and documents change together, in the transaction in which a document is put, settled or removed.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions, *, member: int = 0) -> None:
         self._database = database
+        self._member = member
 
     def create(
         self,
@@ -91,6 +92,7 @@ class JobLedger:
                 state=state,
                 origin=origin,
                 prune=prune,
+                member=self._member,
             )
             return job(connection, made)
 
@@ -118,10 +120,16 @@ class JobLedger:
             return [_as_job(row) for row in connection.execute(query)]
 
     def opened(self) -> list[Job]:
-        """Jobs that wait for more documents to come by themselves, oldest first."""
+        """Jobs that wait for more documents to come by themselves, from this appliance; oldest first."""
+        ours = or_(_J.member == self._member, _J.member.is_(None))
         with self._database.read() as connection:
-            query = select(JOB).where(_J.open == 1, _J.ended.is_(None)).order_by(_J.id)
+            query = select(JOB).where(_J.open == 1, _J.ended.is_(None), ours).order_by(_J.id)
             return [_as_job(row) for row in connection.execute(query)]
+
+    def going(self) -> list[int]:
+        """The numbers of jobs that have not ended."""
+        with self._database.read() as connection:
+            return list(connection.execute(select(_J.id).where(_J.ended.is_(None))).scalars())
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs of each state there are; states without any are left out."""
@@ -273,6 +281,7 @@ def create(
     state: JobState = "running",
     origin: str = "",
     prune: bool = False,
+    member: int | None = None,
 ) -> int:
     """Open a job without documents, and forget the oldest of those that ended; its number. More are `still` to come."""
     kept = select(_J.id).where(_J.ended.is_not(None)).order_by(_J.id.desc()).limit(KEPT - 1).subquery()
@@ -281,6 +290,7 @@ def create(
     about = {"collection": collection, "kind": kind, "name": name, "priority": priority, "state": state}
     counts = dict.fromkeys(("total", *_COUNTS), 0)
     row = {"origin": origin, "open": int(still), "prune": int(prune), "error": "", "created": _now(), "ended": None}
+    row["member"] = member
     return inserted(connection.execute(insert(JOB).values({**about, **counts, **row})))
 
 
@@ -367,6 +377,7 @@ def _settle(connection: Connection, which: ColumnElement[bool], state: ItemState
 def _take_back(connection: Connection, which: ColumnElement[bool], *, only: int | None, error: str) -> None:
     """Out of the queue with the documents, and with what else waits of the job `only`, but for what is in hand."""
     waiting = and_(which, _D.state == literal_column("'waiting'"))
+    connection.execute(select(_D.seq).where(waiting).with_for_update())  # once others have taken what they are taking
     theirs: ColumnElement[bool] = _I.document_seq.in_(select(_D.seq).where(waiting))
     if only is not None:
         worked_on = select(_D.seq).where(_D.taken.is_not(None), _D.state == "working")
@@ -431,5 +442,6 @@ def _now() -> datetime:
 
 def _as_job(row: Row[Any]) -> Job:
     values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for a row by column
+    del values["member"]
     values["open"], values["prune"] = bool(values["open"]), bool(values["prune"])
     return Job(**values)

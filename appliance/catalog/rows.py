@@ -33,7 +33,7 @@ def as_document(row: Row[Any]) -> Document:
     """A row of DOCUMENT with its collection's name."""
     values = dict(row._mapping)  # noqa: SLF001  # same
     values["in_hand"] = values.pop("taken") is not None
-    for ours in ("collection_id", "job", "moved_from", "original"):
+    for ours in ("collection_id", "job", "moved_from", "original", "taken_by"):
         del values[ours]
     return Document(**values)
 

@@ -30,7 +30,7 @@ from appliance.catalog.jobs import Entered
 from appliance.catalog.records import Chunking, Collection, Job, Reindexing
 from appliance.catalog.rows import as_collection, found_collection
 from appliance.catalog.tables import COLLECTION, DOCUMENT, JOB, JOB_ITEM, TEXT
-from appliance.database import Database
+from appliance.database import Transactions
 from appliance.errors import Conflict, NotFound
 
 Advance: TypeAlias = Literal["followed", "replaced", "held"]
@@ -61,7 +61,7 @@ def _searched(columns: Any) -> ColumnElement[bool]:
 class Successors:
     """The successors in a migrated database. Each method is one transaction; blocking; any thread."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Transactions) -> None:
         self._database = database
 
     def begin(
@@ -192,11 +192,12 @@ def _take_in(connection: Connection, old: Collection, new: Collection) -> int:
     first = {"chunks": literal(0), "tokens": literal(0), "truncated": literal(0)}
     values = {**columns, **made, **fresh, **first, "created": _D.created, "updated": _D.updated}
     query = select(*values.values()).where(_D.collection_id == old.id, _searched(_D)).order_by(_D.seq)
-    number = connection.execute(insert(DOCUMENT).from_select(list(values), query)).rowcount
+    connection.execute(insert(DOCUMENT).from_select(list(values), query))
     items = select(literal(new.job), _D.id, _D.seq, literal("waiting"), literal(""))
     items = items.where(_D.collection_id == new.id).order_by(_D.seq)
     connection.execute(insert(JOB_ITEM).from_select(["job_id", "id", "document_seq", "state", "error"], items))
-    return number
+    mine = select(func.count()).select_from(DOCUMENT).where(_D.collection_id == new.id)
+    return int(connection.execute(mine).scalar_one())
 
 
 def _fresh(*, version: int) -> dict[str, object]:

@@ -18,6 +18,8 @@ from sqlalchemy import (
 )
 from sqlmodel import Field, SQLModel
 
+from appliance.kept import given, kept
+
 
 class Moment(TypeDecorator[datetime]):
     """A point in time, kept as ISO 8601 text in UTC: SQLite has no type for it, and text in one zone sorts."""
@@ -32,6 +34,21 @@ class Moment(TypeDecorator[datetime]):
     def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  # its signature
         """Text in, tz-aware out."""
         return datetime.fromisoformat(value) if value else None
+
+
+class Words(TypeDecorator[str]):
+    """Text, in PostgreSQL such that it can have NUL as everywhere else; order stays as it is."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """In."""
+        return kept(value) if value is not None and dialect.name == "postgresql" else value
+
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> str | None:
+        """Out."""
+        return given(value) if value is not None and dialect.name == "postgresql" else value
 
 
 class CollectionRow(SQLModel, table=True):
@@ -62,9 +79,11 @@ class CollectionRow(SQLModel, table=True):
 
 
 class DocumentRow(SQLModel, table=True):
-    """A document: what was put in, and how far it has come. `taken` is the version that is being worked on, if any;
-    `job` the one it was put in by; `moved_from` the name that the store may still have it under; `original` the
-    document whose source this one of a successor is made of.
+    """A document: what was put in, and how far it has come.
+
+    `taken` is the version that is being worked on, if any, by the member `taken_by`; `job` the one it was put in by;
+    `moved_from` the name that the store may still have it under; `original` the document whose source this one of a
+    successor is made of.
     """
 
     __tablename__ = "document"
@@ -88,16 +107,17 @@ class DocumentRow(SQLModel, table=True):
 
     seq: int | None = Field(default=None, primary_key=True)
     collection_id: int = Field(foreign_key="collection.id")
-    id: str = Field(sa_column=Column(Text, nullable=False))
-    title: str = Field(sa_column=Column(Text, nullable=False))
+    id: str = Field(sa_column=Column(Words, nullable=False))
+    title: str = Field(sa_column=Column(Words, nullable=False))
     meta: dict[str, Any] = Field(sa_column=Column("metadata", JSON, nullable=False))
-    media_type: str = Field(sa_column=Column(Text, nullable=False))
+    media_type: str = Field(sa_column=Column(Words, nullable=False))
     size: int
     content_hash: str = Field(sa_column=Column(Text, nullable=False))
     version: int
     taken: int | None
+    taken_by: int | None
     state: str = Field(sa_column=Column(Text, nullable=False))
-    error: str = Field(sa_column=Column(Text, nullable=False))
+    error: str = Field(sa_column=Column(Words, nullable=False))
     attempts: int
     chunks: int
     tokens: int
@@ -105,7 +125,7 @@ class DocumentRow(SQLModel, table=True):
     created: datetime = Field(sa_column=Column(Moment, nullable=False))
     updated: datetime = Field(sa_column=Column(Moment, nullable=False))
     job: int | None
-    moved_from: str | None = Field(sa_column=Column(Text))
+    moved_from: str | None = Field(sa_column=Column(Words))
     original: int | None
 
 
@@ -128,11 +148,14 @@ class TextRow(SQLModel, table=True):
     __tablename__ = "document_text"
 
     document_seq: int = Field(sa_column=_of_document())
-    text: str = Field(sa_column=Column(Text, nullable=False))
+    text: str = Field(sa_column=Column(Words, nullable=False))
 
 
 class JobRow(SQLModel, table=True):
-    """A job. Its documents are its items; those that are in none of the counts wait. `open`: more may still come."""
+    """A job. Its documents are its items; those that are in none of the counts wait.
+
+    `open`: more may still come, by the hand of `member`.
+    """
 
     __tablename__ = "job"
     __table_args__ = (
@@ -143,13 +166,14 @@ class JobRow(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     collection: str = Field(sa_column=Column(Text, nullable=False))
     kind: str = Field(sa_column=Column(Text, nullable=False))
-    name: str = Field(sa_column=Column(Text, nullable=False))
-    origin: str = Field(sa_column=Column(Text, nullable=False))
+    name: str = Field(sa_column=Column(Words, nullable=False))
+    origin: str = Field(sa_column=Column(Words, nullable=False))
+    member: int | None
     state: str = Field(sa_column=Column(Text, nullable=False))
     open: int
     prune: int
     priority: int
-    error: str = Field(sa_column=Column(Text, nullable=False))
+    error: str = Field(sa_column=Column(Words, nullable=False))
     total: int
     ready: int
     failed: int
@@ -174,10 +198,10 @@ class JobItemRow(SQLModel, table=True):
 
     seq: int | None = Field(default=None, primary_key=True)
     job_id: int = Field(sa_column=Column(ForeignKey("job.id", ondelete="CASCADE"), nullable=False))
-    id: str = Field(sa_column=Column(Text, nullable=False))
+    id: str = Field(sa_column=Column(Words, nullable=False))
     document_seq: int | None
     state: str = Field(sa_column=Column(Text, nullable=False))
-    error: str = Field(sa_column=Column(Text, nullable=False))
+    error: str = Field(sa_column=Column(Words, nullable=False))
 
 
 def _table(name: str) -> Table:

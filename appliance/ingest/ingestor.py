@@ -62,8 +62,20 @@ _GROUP_CHUNKS = 2000
 _PAUSE = 1.0
 """Seconds before a failed try is repeated."""
 
+_LOOK = 1.0
+"""Seconds between two looks at what others, who share the catalog, have put into the queue or left in it."""
+
+_ASK = 0.2
+"""Seconds between two looks at a document that another appliance may have in hand."""
+
 _HOLD = 5.0
 """Seconds that a collection whose model cannot be opened is left alone."""
+
+_QUEUE = "the queue cannot be read"
+_STORE = "nothing can be stored"
+_FINISH = "a removal or a reindex cannot be finished"
+_SHARED = "the shared catalog cannot be tended"
+"""What is told of while it lasts."""
 
 T = TypeVar("T")
 
@@ -156,8 +168,12 @@ class Ingestor:
         """Told, on the loop, which documents a commit was over with."""
         self.on_replaced: Callable[[Sequence[int]], None] = lambda _: None
         """Told, on the loop, the jobs of successors that have taken their collections' places."""
-        self.trouble = ""
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def trouble(self) -> str:
         """Why documents do not get on, when that is none of their doing; empty while they do."""
+        return next(iter(self._troubles.values()), "")
 
     async def start(self) -> None:
         """Finish what a crash cut short, then work."""
@@ -170,9 +186,15 @@ class Ingestor:
             self._advance()
             self._finish_removals()
 
-        await asyncio.to_thread(recover)
+        def recover_in_turn() -> None:
+            with self._catalog.turn(alone=True):
+                recover()
+
+        await asyncio.to_thread(recover_in_turn)
         self._wake.set()
         self._spawn(self._dispatch())
+        if self._catalog.shared:
+            self._spawn(self._tend())
         self._spawn(self._settle())
         self._spawn(self._tidy())
 
@@ -279,9 +301,20 @@ class Ingestor:
                 async with asyncio.timeout(wait):
                     for each in receipts:
                         if each.document is not None and each.document.state in {"waiting", "working"}:
-                            await watched[each.id].wait()
+                            await self._settled(collection, each.id, watched[each.id])
         fresh = await asyncio.to_thread(self._catalog.named, collection, [each.id for each in accepted])
         return [each.renewed(fresh) for each in receipts]
+
+    async def _settled(self, collection: str, document: str, told: asyncio.Event) -> None:
+        """Wait for a document; for one that another appliance may be at, by asking now and then."""
+        while not told.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_ASK if self._catalog.shared else None):
+                    await told.wait()
+            if self._catalog.shared:
+                now = await asyncio.to_thread(self._catalog.named, collection, [document])
+                if document not in now or now[document].state not in {"waiting", "working"}:
+                    return
 
     async def spec(self, collection: str, *, model: str | None = None) -> ModelSpec:
         """The card of a model that embeds for the collection. Raises as `add` does of collection and model."""
@@ -455,13 +488,16 @@ class Ingestor:
 
         return await self._change(put, then=self._wake.set)
 
-    async def _change(self, step: Callable[[], T], *, then: Callable[[], None] = lambda: None) -> T:
-        """Run a change of the store in a thread, one at a time, and tell whom it concerns."""
+    async def _change(self, step: Callable[[], T], *, then: Callable[[], None] = lambda: None, alone: bool = True) -> T:
+        """Run a change of the store in a thread, one at a time, and tell whom it concerns. Appliances that share the
+        catalog wait for each other, unless none of them has to be `alone`.
+        """
 
         def in_order() -> T:
-            if self._moving:  # the store was away when it was to be told a name
-                self._finish_moves()
-            return step()
+            with self._catalog.turn(alone=alone or self._moving):
+                if self._moving:  # the store was away when it was to be told a name
+                    self._finish_moves()
+                return step()
 
         async def change() -> T:
             async with self._changing:
@@ -517,6 +553,32 @@ class Ingestor:
             self._catalog.forget_collection(collection)
         return removals.until
 
+    async def _tend(self) -> None:
+        """Of a shared catalog: go on with what appliances had begun that are gone."""
+        looks = 0
+        while True:
+            await asyncio.sleep(_LOOK)
+            looks += 1
+            try:
+                if await asyncio.to_thread(self._left_behind, also_successors=looks % 10 == 0):
+                    await self._change(self._take_up)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
+                await self._paused(_SHARED, error)
+            else:
+                self._troubles.pop(_SHARED, None)
+
+    def _left_behind(self, *, also_successors: bool) -> bool:
+        self._catalog.check()
+        removals = self._catalog.pending_removals()
+        left = [*removals.documents, *removals.collections, *self._catalog.pending_moves()]
+        return bool(left) or self._catalog.left_behind() or (also_successors and bool(self._catalog.successors.due()))
+
+    def _take_up(self) -> None:
+        if self._catalog.take_up():
+            self._behind = True
+        self._finish_moves()
+        self._finished()
+
     # From the queue to prepared
 
     def _spawn(self, loop: Coroutine[object, object, None]) -> None:
@@ -526,7 +588,10 @@ class Ingestor:
 
     async def _dispatch(self) -> None:
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK if self._catalog.shared else None):
+                    await self._wake.wait()
+            woken = self._wake.is_set()
             self._wake.clear()
             if self._active >= self._lanes or self._bytes >= _BYTES:
                 continue
@@ -537,14 +602,15 @@ class Ingestor:
                     max_bytes=_BYTES - self._bytes,
                     without=[held for held, until in self._held.items() if until > monotonic()],
                 )
-                if not works:
+                if not works and woken:
                     successors = await asyncio.to_thread(self._catalog.successors.all)
                     if successors:
                         await self._change(self._finished)
             except Exception as error:  # noqa: BLE001  # whatever it is, the queue must go on
-                await self._paused("the queue cannot be read", error)
+                await self._paused(_QUEUE, error)
                 self._wake.set()
                 continue
+            self._troubles.pop(_QUEUE, None)
             for work in works:
                 self._active += 1
                 self._bytes += len(work.body)
@@ -602,15 +668,17 @@ class Ingestor:
             try:
                 await self._change(self._advance if whole else self._finished)
             except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
-                await self._paused("a removal or a reindex cannot be finished", error)
+                await self._paused(_FINISH, error)
+            else:
+                self._troubles.pop(_FINISH, None)
 
     async def _committed(self, group: list[_Done]) -> bool:
         """Commit until it is done; whether every document was still as it was taken."""
         while True:
             try:
-                over, whole = await self._change(partial(self._commit, group))
+                over, whole = await self._change(partial(self._commit, group), alone=False)
             except StoreError as error:
-                await self._paused("nothing can be stored", error)
+                await self._paused(_STORE, error)
             except Exception as error:  # one of them is the cause
                 if len(group) > 1:
                     return all([await self._committed([each]) for each in group])
@@ -619,7 +687,8 @@ class Ingestor:
                     return True  # it stays in hand until the next start
                 group = [Failed(group[0].work, f"it cannot be stored ({type(error).__name__})")]
             else:
-                self.trouble = "" if whole or over else self.trouble
+                if whole or over:
+                    self._troubles.pop(_STORE, None)
                 for each in over:
                     if not each.reindexed:
                         self._watchers.tell(each.collection, each.id)
@@ -647,8 +716,9 @@ class Ingestor:
         return over, all(settled)
 
     async def _paused(self, event: str, error: Exception) -> None:
-        self.trouble = error.message if isinstance(error, ApplianceError) else f"unexpected {type(error).__name__}"
-        log.error(event, error=self.trouble, exc_info=None if isinstance(error, ApplianceError) else error)
+        reason = error.message if isinstance(error, ApplianceError) else f"unexpected {type(error).__name__}"
+        self._troubles[event] = reason
+        log.error(event, error=reason, exc_info=None if isinstance(error, ApplianceError) else error)
         await asyncio.sleep(_PAUSE)
 
 

@@ -47,6 +47,9 @@ _FEW: Final = 20
 _TICK: Final = 0.25
 """Seconds between two events about a job."""
 
+_SHARED_TICK: Final = 1.0
+"""Seconds between two looks at jobs that other appliances work on, too."""
+
 _WINDOW: Final = 30.0
 """Seconds over which a rate is measured."""
 
@@ -145,6 +148,8 @@ class Jobs:
             elif job.kind == "folder":
                 self._spawn(self._walk(job))
         self._spawn(self._tell())
+        if self._catalog.shared:
+            self._spawn(self._touch_shared())
         for folder, collection in self._watched.items():
             self._spawn(self._watch(folder, collection))
 
@@ -345,6 +350,17 @@ class Jobs:
             for job in sorted(jobs, key=lambda each: each.id):
                 self._events.publish("job", self._paced(job).told(), job=job.id)
             await asyncio.sleep(_TICK)
+
+    async def _touch_shared(self) -> None:
+        """Of a shared catalog: tell of jobs that others work on, and of their end."""
+        before: set[int] = set()
+        while True:
+            with suppress(ApplianceError):
+                going = set(await asyncio.to_thread(self._ledger.going))
+                for job in going | before:
+                    self.touch(job)
+                before = going
+            await asyncio.sleep(_SHARED_TICK)
 
     def _paced(self, job: Job) -> Progress:
         """With one more point to measure by."""

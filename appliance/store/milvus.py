@@ -24,10 +24,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from appliance.errors import CollectionExists, CollectionNotFound, InvalidInput, StoreUnavailable
+from appliance.kept import given, kept
 from appliance.store.asked import asked, worded
 from appliance.store.base import AllOf, AnyOf, Chunk, Condition, Entry, Expression, Match, Matrix, Not, Vector, Where
 from appliance.store.checks import check_dimensions, check_space, checked_query, checked_vectors, metadata_json
-from appliance.store.kept import given, kept
 from appliance.store.where import check_where
 
 _COLLECTIONS: Final = "appliance_collections"

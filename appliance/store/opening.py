@@ -69,7 +69,7 @@ def open_store(
 
             store = SqliteStore(database, title_weight=place.title_weight)
         case "postgres":
-            from appliance.store.postgres.database import PostgresDatabase
+            from appliance.postgres import PostgresDatabase
             from appliance.store.postgres.store import PostgresStore
 
             server = PostgresDatabase(_address(place))

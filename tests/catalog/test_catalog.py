@@ -22,13 +22,13 @@ from appliance.catalog.records import (
     Work,
     content_hash,
 )
-from appliance.database import Database
+from appliance.database import Database, Transactions
 from appliance.errors import CollectionExists, CollectionNotFound, Conflict, DocumentNotFound, InvalidInput
 
 
 @pytest.fixture
-def catalog(database: Database) -> Catalog:
-    catalog = Catalog(database)
+def catalog(transactions: Transactions) -> Catalog:
+    catalog = Catalog(transactions)
     catalog.create_collection("c", model="m", space="s", dimensions=3)
     return catalog
 
@@ -79,7 +79,7 @@ def test_a_second_collection_of_a_name_is_refused_even_while_the_first_leaves(ca
         catalog.create_collection("c", model="m", space="s", dimensions=3)
 
 
-def test_a_collection_leaves_in_two_steps_with_all_it_holds(catalog: Catalog, database: Database) -> None:
+def test_a_collection_leaves_in_two_steps_with_all_it_holds(catalog: Catalog, transactions: Transactions) -> None:
     settled(catalog, new("a"), new("b"))
     put(catalog, new("waits"))
 
@@ -96,7 +96,7 @@ def test_a_collection_leaves_in_two_steps_with_all_it_holds(catalog: Catalog, da
     assert catalog.pending_removals() == Removals((), ("c",))
     catalog.forget_collection("c")
     assert catalog.collections() == []
-    with database.read() as connection:
+    with transactions.read() as connection:
         for table in ("document", "source", "document_text"):
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0  # noqa: S608  # ours
 
@@ -251,7 +251,9 @@ def test_pages_follow_each_other_in_the_order_of_arrival(catalog: Catalog) -> No
     assert catalog.counts("c") == {"ready": 2, "waiting": 3}
 
 
-def test_the_text_is_there_once_the_document_is_ready_and_is_kept_once(catalog: Catalog, database: Database) -> None:
+def test_the_text_is_there_once_the_document_is_ready_and_is_kept_once(
+    catalog: Catalog, transactions: Transactions
+) -> None:
     put(catalog, new("plain", "as it came, größer"), NewDocument("html", b"<p>parsed</p>", media_type="text/html"))
     plain, html = catalog.take(2)
 
@@ -259,7 +261,7 @@ def test_the_text_is_there_once_the_document_is_ready_and_is_kept_once(catalog: 
 
     assert catalog.text("c", "plain") == "as it came, größer"
     assert catalog.text("c", "html") == "parsed"
-    with database.read() as connection:
+    with transactions.read() as connection:
         assert connection.exec_driver_sql("SELECT text FROM document_text").scalars().all() == ["parsed"]
     put(catalog, NewDocument("html", b"<p>changed</p>", media_type="text/html"))
     assert catalog.text("c", "html") is None
@@ -395,13 +397,13 @@ def test_documents_are_found_by_their_ids(catalog: Catalog) -> None:
         catalog.named("nope", ["d0"])
 
 
-def test_after_a_power_cut_what_was_in_hand_waits_again(catalog: Catalog, database: Database) -> None:
+def test_after_a_power_cut_what_was_in_hand_waits_again(catalog: Catalog, transactions: Transactions) -> None:
     put(catalog, new("working"), new("changed"), new("leaving"), new("waiting"))
     catalog.take(3)
     put(catalog, new("changed", "anew"))
     catalog.begin_document_removal("c", "leaving")
 
-    restarted = Catalog(database)
+    restarted = Catalog(transactions)
 
     assert restarted.recover() == 1
     assert restarted.recover() == 0
@@ -479,7 +481,9 @@ def test_whatever_happens_a_document_is_in_one_hand_and_nothing_is_lost(  # noqa
 # Plans
 
 
-def test_hot_queries_go_by_an_index(catalog: Catalog, database: Database) -> None:
+def test_hot_queries_go_by_an_index(database: Database) -> None:
+    catalog = Catalog(database)
+    catalog.create_collection("c", model="m", space="s", dimensions=3)
     seen: dict[str, tuple[object, ...]] = {}
 
     def note(_c: object, _k: object, statement: str, parameters: tuple[object, ...], _x: object, _many: object) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from appliance.catalog.catalog import Catalog
 from appliance.catalog.records import Chunking, Failed, NewDocument, Ready, Work
-from appliance.database import Database
+from appliance.database import Transactions
 from appliance.errors import CollectionNotFound, Conflict, DocumentNotFound, NotFound
 
 SOON = timedelta(0)
@@ -95,8 +95,8 @@ class House:
 
 
 @pytest.fixture
-def house(database: Database) -> House:
-    return House(Catalog(database))
+def house(transactions: Transactions) -> House:
+    return House(Catalog(transactions))
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -35,6 +35,11 @@ def catalog(data: Path) -> Iterator[Catalog]:
     database.close()
 
 
+def closed(catalog: Catalog) -> None:
+    assert isinstance(catalog._database, Database)
+    catalog._database.close()
+
+
 def job_of(client: httpx.Client, made: Job) -> dict[str, Any]:
     deadline = time.monotonic() + 20
     while True:
@@ -50,7 +55,7 @@ def test_an_archive_that_did_not_come_whole_is_taken_back_at_the_next_start(
 ) -> None:
     made = catalog.jobs.create("c", kind="archive", name="x.zip", state="preparing")
     catalog.put_documents("c", [NewDocument("x/a.txt", b"words")], job=made.id)
-    catalog._database.close()
+    closed(catalog)
 
     server = start(data=data)
 
@@ -73,7 +78,7 @@ def test_a_folder_that_was_half_read_is_read_on_and_a_paused_job_stays_paused(
     catalog.put_documents("c", [NewDocument("notes/0.txt", b"words of 0", title="0.txt")], job=half.id)
     catalog.put_documents("c", [NewDocument("p", b"waits")], job=paused.id)
     catalog.jobs.pause(paused.id)
-    catalog._database.close()
+    closed(catalog)
 
     server = start(data=data, ingest_roots=[tmp_path / "notes"])
 
@@ -91,7 +96,7 @@ def test_a_folder_that_may_no_longer_be_read_ends_its_job_with_the_reason(
     made = [
         catalog.jobs.create("c", kind="folder", name=name, origin=str(tmp_path / name)) for name in ("gone", "other")
     ]
-    catalog._database.close()
+    closed(catalog)
 
     server = start(data=data, ingest_roots=[tmp_path / "gone"])
 
@@ -107,7 +112,7 @@ def test_a_folder_for_a_collection_whose_model_is_gone_ends_with_the_reason(
     (tmp_path / "a.txt").write_text("words")
     catalog.create_collection("old", model="gone", space="gone", dimensions=64)
     made = catalog.jobs.create("old", kind="folder", name=tmp_path.name, origin=str(tmp_path))
-    catalog._database.close()
+    closed(catalog)
 
     server = start(data=data, ingest_roots=[tmp_path])
 

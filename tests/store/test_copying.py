@@ -12,10 +12,10 @@ import pytest
 
 from appliance.database import Database
 from appliance.errors import CollectionExists, InvalidInput, StoreUnavailable
+from appliance.postgres import PostgresDatabase
 from appliance.settings import shipped
 from appliance.store.base import Chunk, Entry
 from appliance.store.copying import Mark, Marks, check_route, copy
-from appliance.store.postgres.database import PostgresDatabase
 from appliance.store.postgres.store import PostgresStore
 from appliance.store.sqlite import SqliteStore
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from appliance.errors import CollectionNotFound, InvalidInput, SchemaMismatch, StoreUnavailable
+from appliance.kept import given, kept
+from appliance.postgres import PostgresDatabase
 from appliance.settings import shipped
 from appliance.store.base import AllOf, AnyOf, Chunk, Condition, Entry, Expression, Match, Matrix, Not, Where
-from appliance.store.kept import given, kept
 from appliance.store.memory import MemoryStore
 from appliance.store.postgres import words
-from appliance.store.postgres.database import PostgresDatabase
 from appliance.store.postgres.store import PostgresStore
 
 X, Y, Z = np.eye(3, dtype=np.float32)

@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from appliance.errors import ModelMismatch
+from appliance.postgres import PostgresDatabase
 from appliance.store.opening import Place
-from appliance.store.postgres.database import PostgresDatabase
 from appliance.store.postgres.store import PostgresStore
 
 
@@ -29,8 +29,7 @@ def test_documents_added_on_one_are_found_on_the_other_and_both_tell_when_the_st
     one, two = (start(store="postgres", store_url=SecretStr(url)) for _ in range(2))
     here, there = (httpx.Client(base_url=each.url, timeout=30) for each in (one, two))
     with here, there:
-        for client in (here, there):
-            assert client.post("/collections", json={"name": "notes"}).status_code == 201
+        assert here.post("/collections", json={"name": "notes"}).status_code == 201
         body = {"id": "otters", "text": "otters hold hands while they sleep", "collection": "notes"}
         assert here.post("/documents", json={**body, "wait": 20}).status_code == 201
 

@@ -27,10 +27,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import ProgrammingError
 
 from appliance.errors import ApplianceError, CollectionExists, CollectionNotFound
+from appliance.kept import given, kept
+from appliance.postgres import PostgresDatabase
 from appliance.store.base import Chunk, Entry, Match, Matrix, Vector, Where
 from appliance.store.checks import check_dimensions, check_space, checked_query, checked_vectors, cosines, metadata_json
-from appliance.store.kept import given, kept
-from appliance.store.postgres.database import PostgresDatabase
 from appliance.store.postgres.where import compiled, fields
 from appliance.store.postgres.words import CONFIGURATION, Frequencies, Words, spaced
 from appliance.store.where import check_where

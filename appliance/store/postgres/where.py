@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from appliance.kept import kept
 from appliance.store.base import Condition, Value, Where
-from appliance.store.kept import kept
 from appliance.store.where import as_sql
 
 _JSON_TYPES: Final = {bool: "boolean", int: "number", float: "number", str: "string"}

@@ -5,14 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from appliance.errors import InvalidInput, SchemaMismatch, StoreError, StoreFull, StoreUnavailable
 
-VERSION_TABLE: Final = "appliance_version"
-"""Where Alembic notes the schema's revision."""
+STORE_VERSION: Final = "appliance_version"
+CATALOG_VERSION: Final = "appliance_catalog_version"
+"""Tables where Alembic notes a schema's revision."""
 
 LEAST_PGVECTOR: Final = (0, 8)
 """The first that goes on looking when a filter leaves out too much."""
@@ -49,14 +50,16 @@ class PostgresDatabase:
         url: postgresql://user:password@host:5432/database, with libpq's parameters behind a question mark.
         connections: at most.
         seconds: that a statement may take.
+        param: the setting that the address comes from.
 
     Raises:
         InvalidInput: no such address.
         StoreUnavailable: the driver is not installed.
     """
 
-    def __init__(self, url: str, *, connections: int = 32, seconds: float = 30.0) -> None:
-        place = _address(url)
+    def __init__(self, url: str, *, connections: int = 32, seconds: float = 30.0, param: str = "store_url") -> None:
+        place = _address(url, param)
+        self._closed = False
         self.seconds = seconds
         try:
             self._engine = create_engine(
@@ -77,7 +80,7 @@ class PostgresDatabase:
             )
         except ModuleNotFoundError as error:
             raise StoreUnavailable(
-                'store = postgres needs psycopg, which is not installed: `pip install "rag-appliance[postgres]"`'
+                'PostgreSQL needs psycopg, which is not installed: `pip install "rag-appliance[postgres]"`'
             ) from error
         event.listen(self._engine, "connect", self._set_up)
         self._readers = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -92,17 +95,31 @@ class PostgresDatabase:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One transaction: on disk when the block ends, undone when it raises. Not re-entrant."""
-        with _border(), self._engine.connect() as connection, connection.begin():
+        with _border(), self._connected(self._engine) as connection, connection.begin():
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A read-only transaction: everything in the block sees one moment, whatever is written meanwhile."""
-        with _border(), self._readers.connect() as connection, connection.begin():
+        with _border(), self._connected(self._readers) as connection, connection.begin():
             yield connection
 
-    def migrate(self, folder: Path) -> None:
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """A connection without a transaction, for as long as the block lasts; locks of its session are held by it."""
+        with _border(), self._connected(self._engine.execution_options(isolation_level="AUTOCOMMIT")) as connection:
+            try:
+                yield connection
+            finally:
+                connection.invalidate()  # what it held is let go of by the server
+
+    def migrate(self, folder: Path, *, version_table: str = STORE_VERSION, vectors: bool = True) -> None:
         """Bring what is ours to the newest revision of an Alembic folder, in one transaction; others wait meanwhile.
+
+        Args:
+            folder: with `versions/` as `Database.migrate` takes it.
+            version_table: where the revision is noted.
+            vectors: pgvector is needed.
 
         Raises:
             SchemaMismatch: it is of a newer appliance.
@@ -112,60 +129,80 @@ class PostgresDatabase:
         if not revisions:
             raise StoreUnavailable("the migrations are missing; install the appliance again")
         with self.read() as connection:
-            current = _revision(connection)
+            current = _revision(connection, version_table)
         if current != revisions[-1]:
             with self.write() as connection:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-                current = _revision(connection)
+                current = _revision(connection, version_table)
                 if current is not None and current not in revisions:
                     raise SchemaMismatch(
-                        f"the store is at schema {current}, which this version (schema {revisions[-1]}) does not know: "
+                        f"the database is at schema {current}, which this version ({revisions[-1]}) does not know: "
                         "run the newer appliance that wrote it, or use another database"
                     )
-                _upgrade(connection, folder)
-        with self.read() as connection:
-            _check_pgvector(connection)
+                if vectors:
+                    _add_pgvector(connection)
+                _upgrade(connection, folder, version_table)
+        if vectors:
+            with self.read() as connection:
+                _check_pgvector(connection)
 
     def close(self) -> None:
-        """Let go of every connection. Safe to call twice."""
+        """Let go of every connection; of one that is in use when its block ends. Safe to call twice."""
+        self._closed = True
         self._engine.dispose()
 
+    @contextmanager
+    def _connected(self, engine: Engine) -> Iterator[Connection]:
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        with engine.connect() as connection:
+            try:
+                yield connection
+            finally:
+                if self._closed:  # there is no pool any more to give it back to
+                    connection.invalidate()
 
-def _address(url: str) -> URL:
+
+def _address(url: str, param: str) -> URL:
     try:
         place = make_url(url)
     except (ArgumentError, ValueError):  # its text has the password
         place = None
     if place is None or place.drivername not in {"postgresql", "postgres"}:
-        raise InvalidInput(f"store_url is no address of a PostgreSQL server: {_PLACE}", param="store_url")
+        raise InvalidInput(f"{param} is no address of a PostgreSQL server: {_PLACE}", param=param)
     return place.set(drivername="postgresql+psycopg")
 
 
-def _revision(connection: Connection) -> str | None:
-    there = connection.exec_driver_sql("SELECT to_regclass(%s)", (VERSION_TABLE,)).scalar_one()
+def _revision(connection: Connection, version_table: str) -> str | None:
+    there = connection.exec_driver_sql("SELECT to_regclass(%s)", (version_table,)).scalar_one()
     if there is None:
         return None
-    found = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}").scalar()  # noqa: S608  # a constant
+    found = connection.exec_driver_sql(f"SELECT version_num FROM {version_table}").scalar()  # noqa: S608  # a constant
     return None if found is None else str(found)
 
 
-def _upgrade(connection: Connection, folder: Path) -> None:
+def _upgrade(connection: Connection, folder: Path, version_table: str) -> None:
     from alembic import command
     from alembic.config import Config
 
-    if not connection.exec_driver_sql("SELECT 1 FROM pg_extension WHERE extname = 'vector'").first():
-        try:
-            with connection.begin_nested():
-                connection.exec_driver_sql("CREATE EXTENSION vector")
-        except DBAPIError as error:
-            raise StoreUnavailable(
-                "the PostgreSQL server has no pgvector in this database: install it on the server, and run "
-                "CREATE EXTENSION vector there as its owner"
-            ) from error
     config = Config()
     config.set_main_option("script_location", str(folder).replace("%", "%%"))
     config.attributes["connection"] = connection
+    config.attributes["version_table"] = version_table
     command.upgrade(config, "head")
+
+
+def _add_pgvector(connection: Connection) -> None:
+    if connection.exec_driver_sql("SELECT 1 FROM pg_extension WHERE extname = 'vector'").first():
+        return
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql("CREATE EXTENSION vector")
+    except DBAPIError as error:
+        raise StoreUnavailable(
+            "the PostgreSQL server has no pgvector in this database: install it on the server, and run "
+            "CREATE EXTENSION vector there as its owner"
+        ) from error
 
 
 def _check_pgvector(connection: Connection) -> None:

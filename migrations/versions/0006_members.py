@@ -1,0 +1,12 @@
+"""Who has a document in hand and who reads a job's folder, where several appliances share a catalog; here it is one."""
+
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade() -> None:
+    """Make them in the transaction that is open."""
+    op.execute("ALTER TABLE document ADD COLUMN taken_by INTEGER")
+    op.execute("ALTER TABLE job ADD COLUMN member INTEGER")
