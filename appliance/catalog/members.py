@@ -24,8 +24,11 @@ _MEMBER: Final = Table(
     "member", MetaData(), Column("id", Integer, primary_key=True), Column("name", Text, nullable=False)
 )
 
-_PATIENCE: Final = 20.0
-"""Seconds in which a server notices that a client is gone, as `_set_up` asks of it, and some more."""
+_NOTICE: Final = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+"""A server that notices within 20 seconds when a client is gone that could not say so."""
+
+_PATIENCE: Final = 25.0
+"""Seconds to wait for that of one's own former life."""
 
 
 class Membership(Protocol):
@@ -90,13 +93,7 @@ class Member:
         self._session: Connection | None = None
         self._held = ExitStack()
         self._left = False
-        with SharedCatalog(database).write() as connection:
-            query = select(_MEMBER.c.id).where(_MEMBER.c.name == name)
-            known = connection.execute(query).scalar()
-            if known is None:
-                connection.execute(insert(_MEMBER).values(name=name))
-                known = connection.execute(query).scalar_one()
-        self.id = int(known)
+        self.id = member_id(SharedCatalog(database), name)
         self.check()
 
     @contextmanager
@@ -138,6 +135,7 @@ class Member:
         with ExitStack() as stack:
             session = stack.enter_context(self._database.session())
             run = session.exec_driver_sql
+            run(_NOTICE)
             while not run("SELECT pg_try_advisory_lock(%s, %s)", (_PRESENT, self.id)).scalar_one():
                 if time.monotonic() > deadline:
                     raise StoreUnavailable(
@@ -174,3 +172,14 @@ class SharedCatalog:
     def claim(self) -> AbstractContextManager[Connection]:
         """See Transactions."""
         return self._database.write()
+
+
+def member_id(catalog: SharedCatalog, name: str) -> int:
+    """The number of the appliance of this name; it gets one the first time."""
+    query = select(_MEMBER.c.id).where(_MEMBER.c.name == name)
+    with catalog.write() as connection:
+        known = connection.execute(query).scalar()
+        if known is None:
+            connection.execute(insert(_MEMBER).values(name=name))
+            known = connection.execute(query).scalar_one()
+    return int(known)

@@ -23,16 +23,23 @@ def open_shared(url: str, *, data: Path, migrations: Path, stack: ExitStack) -> 
         StoreUnavailable: the server does not answer, or another appliance uses this or a copied directory.
         SchemaMismatch: it was written by a newer appliance.
     """
-    database = PostgresDatabase(url, param="catalog_url")
-    stack.callback(database.close)
-    database.migrate(migrations / "postgres_catalog", version_table=CATALOG_VERSION, vectors=False)
-    catalog = Catalog(SharedCatalog(database), Member(database, _name(data / "member")))
+    database = migrated(url, migrations=migrations, stack=stack)
+    catalog = Catalog(SharedCatalog(database), Member(database, own_name(data)))
     stack.callback(catalog.leave)
     return catalog
 
 
-def _name(path: Path) -> str:
-    """What this appliance is called; made up once."""
+def migrated(url: str, *, migrations: Path, stack: ExitStack) -> PostgresDatabase:
+    """The database of such a catalog. As `open_shared`, without being a member."""
+    database = PostgresDatabase(url, param="catalog_url")
+    stack.callback(database.close)
+    database.migrate(migrations / "postgres_catalog", version_table=CATALOG_VERSION, vectors=False)
+    return database
+
+
+def own_name(data: Path) -> str:
+    """What this appliance is called among those that share a catalog; made up once."""
+    path = data / "member"
     if not path.exists():
         part = path.with_name(path.name + ".part")
         part.write_text(secrets.token_hex(16), encoding="ascii")
