@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -26,6 +27,7 @@ from appliance.catalog import jobs
 from appliance.catalog.jobs import Entered, JobLedger
 from appliance.catalog.members import Alone, Membership
 from appliance.catalog.records import (
+    LARGE,
     Chunking,
     Collection,
     Document,
@@ -36,12 +38,14 @@ from appliance.catalog.records import (
     Outcome,
     Page,
     Put,
+    Queue,
     Ready,
     Refusal,
     Removals,
     Returned,
     Work,
     content_hash,
+    under_name,
 )
 from appliance.catalog.rows import as_collection, as_document, as_work, found_collection
 from appliance.catalog.successors import Successors
@@ -63,6 +67,9 @@ _WAITING: Final = and_(_D.state == literal_column("'waiting'"), _D.taken.is_(Non
 _LEAVING: Final = _D.state == literal_column("'removing'")
 _MOVING: Final = _D.moved_from.is_not(None)
 """Written out, not bound: SQLite uses an index on some of the rows only where the query says which."""
+
+_TWINS: Final = 3
+"""Documents of the same bytes that are looked at."""
 
 _FREE: Final = {"taken": None, "taken_by": None}
 """In nobody's hand."""
@@ -215,7 +222,7 @@ class Catalog:
             found = found_collection(connection, collection)
             puts = []
             for new, digest in zip(documents, hashes, strict=True):
-                moved = _move(connection, found, new.id, digest, moved_from) if moved_from else None
+                moved = _move(connection, found, new, digest, moved_from) if moved_from else None
                 puts.append(moved or _put(connection, found, new, digest, job))
             if job is not None:
                 entered = [_entered(put) for put in puts]
@@ -236,10 +243,11 @@ class Catalog:
 
     def pending_moves(self) -> list[Move]:
         """Documents whose new name the store may not know yet."""
-        query = select(_C.name, _D.moved_from, _D.id, _C.stored_as).join(COLLECTION, _C.id == _D.collection_id)
-        query = query.where(_MOVING, _C.state == "ready")
+        query = select(_C.name, _D.moved_from, _D.id, _C.stored_as, _D.title, _D.metadata)
+        query = query.join(COLLECTION, _C.id == _D.collection_id).where(_MOVING, _C.state == "ready")
         with self._database.read() as connection:
-            return [Move(*row) for row in connection.execute(query.order_by(_D.seq))]
+            rows = connection.execute(query.order_by(_D.seq)).all()
+        return [Move(*row[:5], source=row.metadata.get("source")) for row in rows]
 
     def end_moves(self, moves: Sequence[Move]) -> None:
         """The store has the documents under their new names."""
@@ -373,18 +381,20 @@ class Catalog:
 
     # The queue
 
-    def take(self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = ()) -> list[Work]:
+    def take(
+        self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = (), queue: Queue | None = None
+    ) -> list[Work]:
         """Take what waits: first what has no job, then by the jobs' priority, of each the oldest first. At most `limit`
         documents, and no more bytes than `max_bytes` but for a first document that is larger; nothing of the
-        collections `without`, by their `id`, and nothing of a job that is paused.
+        collections `without`, by their `id`, and nothing of a job that is paused. Of one queue, or of all.
         """
         with self._database.read() as connection:  # the common answer needs no lock
-            if not _waiting(connection, 1, without):
+            if not _waiting(connection, 1, without, queue):
                 return []
         with self._database.claim() as connection:
             chosen: list[int] = []
             total = 0
-            for seq, size in _waiting(connection, limit, without, lock=True):
+            for seq, size in _waiting(connection, limit, without, queue, lock=True):
                 total += size
                 if chosen and total > max_bytes:
                     break
@@ -411,6 +421,27 @@ class Catalog:
         """For each, whether the document is still at the version that was taken, so that settling it would count."""
         with self._database.read() as connection:
             return [self._is_still(connection, work) for work in works]
+
+    def alike(self, work: Work) -> list[tuple[str, int]]:
+        """Documents of its collection of which the store may have the chunks that this one will have, and how many of
+        them were cut short: itself, as it was before its last change, unless it is an image; a few of the same bytes.
+        """
+        with self._database.read() as connection:
+            same = select(_D.id, _D.truncated).where(_D.collection_id == work.collection.id)
+            found: list[tuple[str, int]] = []
+            if work.version > 1 and not work.media_type.startswith("image/"):
+                found += [(row.id, row.truncated) for row in connection.execute(same.where(_D.seq == work.seq))]
+            source = SOURCE.c.document_seq == func.coalesce(_D.original, _D.seq)
+            twins = same.join(SOURCE, source).where(_D.size == len(work.body), _D.media_type == work.media_type)
+            twins = twins.where(_D.seq != work.seq, _D.state == "ready", SOURCE.c.body == work.body).limit(_TWINS)
+            return found + [(row.id, row.truncated) for row in connection.execute(twins)]
+
+    def goes_on(self, work: Work) -> bool:
+        """Whether a document in hand is still to be worked on: it did not change, and its job was not paused or
+        cancelled.
+        """
+        with self._database.read() as connection:
+            return self._is_still(connection, work) and (work.job is None or jobs.runs(connection, work.job))
 
     def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Put down what was taken, all in one transaction.
@@ -533,12 +564,15 @@ def _document(connection: Connection, collection: Collection, document_id: str, 
 
 
 def _waiting(
-    connection: Connection, limit: int, without: Sequence[int], *, lock: bool = False
+    connection: Connection, limit: int, without: Sequence[int], queue: Queue | None, *, lock: bool = False
 ) -> list[tuple[int, int]]:
     """Place and size of what is to be taken next; locked, what others are taking is passed over."""
     found: list[tuple[int, int]] = []
-    for job in (None, *jobs.running(connection)):
+    owners = [] if queue == "single" else jobs.running(connection)
+    for job in owners if queue == "jobs" else [None, *owners]:
         query = select(_D.seq, _D.size).where(_WAITING, _D.job.is_(None) if job is None else _D.job == job)
+        if queue is not None:
+            query = query.where(_D.size > LARGE if queue == "large" else _D.size <= LARGE)
         if without:
             query = query.where(_D.collection_id.not_in(without))
         query = query.order_by(_D.seq).limit(limit - len(found))
@@ -564,27 +598,38 @@ def _entered(put: Put) -> Entered:
 
 
 def _move(
-    connection: Connection, collection: Collection, name: str, digest: str, candidates: Sequence[str]
+    connection: Connection, collection: Collection, new: NewDocument, digest: str, candidates: Sequence[str]
 ) -> Put | None:
     """Give a ready document of this content, one of the candidates, the name; None where there is none, or the name is
-    taken, be it in the store only.
+    taken, be it in the store only. What it is called for its file's name alone, it is called for the new one.
     """
     here = _D.collection_id == collection.id
     for taken in (
-        select(_D.seq).where(here, _D.id == name),
-        select(_D.seq).where(_MOVING, here, _D.moved_from == name),
+        select(_D.seq).where(here, _D.id == new.id),
+        select(_D.seq).where(_MOVING, here, _D.moved_from == new.id),
     ):
         if connection.execute(taken).first() is not None:
             return None
-    fit = here & (_D.content_hash == digest) & (_D.state == "ready") & _D.taken.is_(None) & _D.moved_from.is_(None)
+    fit = here & (_D.size == len(new.body)) & (_D.state == "ready") & _D.taken.is_(None) & _D.moved_from.is_(None)
+    digests = {PurePosixPath(new.id).name: digest}
     for start in range(0, len(candidates), _IN):
-        query = select(_D.seq, _D.id).where(fit, _D.id.in_(candidates[start : start + _IN])).order_by(_D.seq).limit(1)
-        found = connection.execute(query).first()
-        if found is not None:
-            moved = update(DOCUMENT).where(_D.seq == found.seq)
-            connection.execute(moved.values(id=name, moved_from=found.id, updated=_now()))
-            return Put(document=_document(connection, collection, name), change="moved")
+        query = select(_D.seq, _D.id, _D.content_hash, _D.title, _D.metadata)
+        for row in connection.execute(query.where(fit, _D.id.in_(candidates[start : start + _IN])).order_by(_D.seq)):
+            name = PurePosixPath(row.id).name
+            if name not in digests:  # an image is embedded with its title
+                digests[name] = "" if new.media_type.startswith("image/") else content_hash(under_name(new, row.id))
+            if row.content_hash == digests[name]:
+                values = {"id": new.id, "moved_from": row.id, "content_hash": digest, "updated": _now()}
+                called = _called_anew(row.id, row.title, row.metadata, new.id)
+                connection.execute(update(DOCUMENT).where(_D.seq == row.seq).values(**values, **called))
+                return Put(document=_document(connection, collection, new.id), change="moved")
     return None
+
+
+def _called_anew(old: str, title: str, metadata: Mapping[str, object], new: str) -> dict[str, object]:
+    before, now = PurePosixPath(old).name, PurePosixPath(new).name
+    source = {"source": now} if metadata.get("source") == before else {}
+    return {"title": now if title == before else title, "metadata": {**metadata, **source}}
 
 
 def _put(connection: Connection, collection: Collection, new: NewDocument, digest: str, job: int | None) -> Put:

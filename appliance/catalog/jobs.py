@@ -316,6 +316,11 @@ def running(connection: Connection) -> list[int]:
     return [row.id for row in sorted(connection.execute(going), key=lambda row: (-row.priority, row.id))]
 
 
+def runs(connection: Connection, job_id: int) -> bool:
+    """Whether documents of the job are to be worked on."""
+    return connection.execute(select(_J.state).where(_J.id == job_id)).scalar() in {"running", "done"}
+
+
 def enter(connection: Connection, job_id: int, collection: str, documents: Sequence[Entered]) -> None:
     """Put documents of a collection into a job. One that is in it already and did not change stays as it is.
 

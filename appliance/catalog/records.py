@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, TypeAlias
+from pathlib import PurePosixPath
+from typing import Final, Literal, TypeAlias
 
 from appliance.errors import InvalidInput
 
@@ -15,7 +16,12 @@ Change: TypeAlias = Literal["created", "updated", "unchanged", "moved"]
 JobState: TypeAlias = Literal["preparing", "running", "paused", "done", "cancelled"]
 JobKind: TypeAlias = Literal["documents", "archive", "folder", "reindex"]
 ItemState: TypeAlias = Literal["waiting", "ready", "failed", "refused", "skipped", "unchanged", "moved"]
+Queue: TypeAlias = Literal["single", "jobs", "large"]
 Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
+
+
+LARGE: Final = 2**20
+"""Bytes of a document that is more than most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +151,13 @@ class Work:
     body: bytes
     job: int | None = None
 
+    @property
+    def queue(self) -> Queue:
+        """Which one it was taken from: of large documents, of those without a job, or of jobs."""
+        if len(self.body) > LARGE:
+            return "large"
+        return "single" if self.job is None else "jobs"
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -203,12 +216,18 @@ class Removals:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A document that has a new name in the catalog and may still have the old one in the store."""
+    """A document that has a new name in the catalog and may still have the old one in the store.
+
+    Attributes:
+        title, source: as the catalog has them now; without a source, its metadata has none.
+    """
 
     collection: str
     old: str
     new: str
     stored_as: str = field(default="", compare=False)
+    title: str = field(default="", compare=False)
+    source: object = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +319,16 @@ class Items:
 
     items: tuple[Item, ...]
     next: int | None
+
+
+def under_name(document: NewDocument, old: str) -> NewDocument:
+    """The same as it was handed in when its file had the name that the id `old` ends with: title and source are often
+    no more than that.
+    """
+    before, now = PurePosixPath(old).name, PurePosixPath(document.id).name
+    title = before if document.title == now else document.title
+    named = document.metadata.get("source") == now
+    return replace(document, title=title, metadata={**document.metadata, **({"source": before} if named else {})})
 
 
 def content_hash(document: NewDocument) -> str:

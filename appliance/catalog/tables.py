@@ -91,6 +91,7 @@ class DocumentRow(SQLModel, table=True):
         UniqueConstraint("collection_id", "id"),
         Index("document_in_order", "collection_id"),
         Index("document_by_state", "collection_id", "state"),
+        Index("document_by_size", "collection_id", "size"),
         Index("document_waiting", "job", "seq", sqlite_where=text("state = 'waiting' AND taken IS NULL")),
         Index("document_in_hand", "collection_id", sqlite_where=text("taken IS NOT NULL")),
         Index("document_leaving", "seq", sqlite_where=text("state = 'removing'")),

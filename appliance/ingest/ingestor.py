@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from time import monotonic
 from typing import Literal, TypeAlias, TypeVar
 
+import numpy as np
 import structlog
 
 from appliance.catalog.catalog import Catalog
@@ -19,6 +20,7 @@ from appliance.catalog.records import (
     Collection,
     Failed,
     Job,
+    Move,
     NewDocument,
     Put,
     Ready,
@@ -41,10 +43,11 @@ from appliance.errors import (
     StoreError,
     StoreUnavailable,
 )
+from appliance.ingest.lanes import Lanes
 from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, parsed, received, resolved
 from appliance.ingest.sandbox import Sandbox
 from appliance.ingest.watchers import Watchers
-from appliance.store.base import Entry, Matrix, VectorStore
+from appliance.store.base import Chunk, Entry, Matrix, VectorStore
 
 _ATTEMPTS = 3
 """Tries of a document whose engine failed, before it is set aside."""
@@ -52,8 +55,8 @@ _ATTEMPTS = 3
 _LIVES = 10
 """Times a document may be in hand when the process ends, before it is held to be the cause."""
 
-_BYTES = 32 * 2**20
-"""Bytes of documents in hand, but for one that is larger alone."""
+_SLICE = 1024
+"""Chunks of a document that are embedded before it is asked whether to go on."""
 
 _GROUP = 64
 _GROUP_CHUNKS = 2000
@@ -107,6 +110,10 @@ class Over:
     reindexed: bool = False
 
 
+class _Stopped(Exception):
+    """The document is not to be worked on any more, or not now."""
+
+
 class Ingestor:
     """Takes waiting documents and makes them searchable. Belongs to one event loop.
 
@@ -116,7 +123,7 @@ class Ingestor:
     the engine or the disk is away waits for it.
 
     Args:
-        lanes: documents in hand at the same time.
+        lanes: documents in hand at the same time, of each kind; see `Lanes`.
         chunk_tokens: tokens of a chunk at most, where its collection says nothing; see `cut`.
         chunk_overlap: tokens repeated between neighbouring chunks, likewise.
         max_pixels: of an image at most.
@@ -140,7 +147,7 @@ class Ingestor:
         self._catalog = catalog
         self._store = store
         self._registry = registry
-        self._lanes = lanes
+        self._lanes = Lanes(documents=lanes)
         self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._usual = partial(resolved, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._max_pixels = max_pixels
@@ -148,16 +155,12 @@ class Ingestor:
         self._on_settled = on_settled
         # threads of their own: a large document must not keep a search waiting for one
         self._readers = ThreadPoolExecutor(2, "read")
-        self._cutters = ThreadPoolExecutor(2, "cut")
-        self._parsers = ThreadPoolExecutor(2, "parse")
         self._sandbox = Sandbox(processes=2)
         self._wake = asyncio.Event()
         self._done: asyncio.Queue[_Done] = asyncio.Queue()
         self._changing = asyncio.Lock()  # held while the store changes
         self._watchers = Watchers()
         self._held: dict[int, float] = {}
-        self._active = 0
-        self._bytes = 0
         self._loops: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[object]] = set()
         self._stopping = False
@@ -205,8 +208,7 @@ class Ingestor:
             task.cancel()
         await asyncio.gather(*self._loops, *self._changes, return_exceptions=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
-        self._cutters.shutdown(wait=False, cancel_futures=True)
-        self._parsers.shutdown(wait=False, cancel_futures=True)
+        self._lanes.close()
         await asyncio.to_thread(self._sandbox.close)
 
     async def create_collection(
@@ -537,10 +539,22 @@ class Ingestor:
     def _finish_moves(self) -> None:
         moves = self._catalog.pending_moves()
         for move in moves:
-            self._store.rename(move.stored_as, move.old, move.new)
+            self._move(move)
         if moves:
             self._catalog.end_moves(moves)
         self._moving = False
+
+    def _move(self, move: Move) -> None:
+        """Give chunks the new name, and the title and source that come with it; vectors stay."""
+        store, place = self._store, move.stored_as
+        chunks = store.chunks(place, move.old)
+        renamed = [_called(chunk, move) for chunk in chunks]
+        if renamed == chunks:
+            store.rename(place, move.old, move.new)
+            return
+        rows = store.vectors(place, [(move.old, chunk.ordinal) for chunk in chunks])
+        store.put(place, move.new, renamed, np.stack([rows[move.old, chunk.ordinal] for chunk in chunks]))
+        store.remove(place, move.old)
 
     def _finish_removals(self) -> datetime | None:
         """When there will be more to remove, if that is known."""
@@ -593,15 +607,8 @@ class Ingestor:
                     await self._wake.wait()
             woken = self._wake.is_set()
             self._wake.clear()
-            if self._active >= self._lanes or self._bytes >= _BYTES:
-                continue
             try:
-                works = await asyncio.to_thread(
-                    self._catalog.take,
-                    self._lanes - self._active,
-                    max_bytes=_BYTES - self._bytes,
-                    without=[held for held, until in self._held.items() if until > monotonic()],
-                )
+                works = await asyncio.to_thread(self._taken)
                 if not works and woken:
                     successors = await asyncio.to_thread(self._catalog.successors.all)
                     if successors:
@@ -612,16 +619,26 @@ class Ingestor:
                 continue
             self._troubles.pop(_QUEUE, None)
             for work in works:
-                self._active += 1
-                self._bytes += len(work.body)
+                self._lanes.of(work).enter(work)
                 self._spawn(self._prepare(work))
             if works:
                 self._wake.set()
+
+    def _taken(self) -> list[Work]:
+        """What there is room for."""
+        without = [held for held, until in self._held.items() if until > monotonic()]
+        works: list[Work] = []
+        for lane in self._lanes.all():
+            if lane.free > 0:
+                works += self._catalog.take(lane.free, max_bytes=lane.room, without=without, queue=lane.queue)
+        return works
 
     async def _prepare(self, work: Work) -> None:
         done: _Done
         try:
             done = await self._prepared(work)
+        except _Stopped:
+            done = Returned(work, counted=False)
         except InvalidInput as error:
             done = Failed(work, error.message)
         except (EngineUnavailable, ModelMismatch) as error:  # not the document's doing: its collection has to wait
@@ -642,12 +659,43 @@ class Ingestor:
             raise InvalidInput("the appliance ended each time this document was worked on")
         collection = work.collection
         embedder = await self._embedder(collection)
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._parsers, parsed, work, self._sandbox)
-        pieces = await loop.run_in_executor(self._cutters, self._cut, work, found, embedder)
+        found = await self._in_lane(work, partial(parsed, work, self._sandbox))
+        pieces = await self._in_lane(work, partial(self._cut, work, found, embedder))
+        known = await asyncio.to_thread(self._known, work, pieces)
+        if known is not None:
+            return _Prepared(work, pieces, *known)
         embedder = await self._embedder(collection)
-        result = await embedder.embed(pieces.inputs, dimensions=collection.dimensions, background=True)
-        return _Prepared(work, pieces, result.vectors, sum(result.truncated))
+        vectors = np.empty((len(pieces.inputs), collection.dimensions), np.float32)
+        truncated = 0
+        for start in range(0, len(pieces.inputs), _SLICE):
+            if start and not await asyncio.to_thread(self._catalog.goes_on, work):
+                raise _Stopped
+            part = slice(start, start + _SLICE)
+            result = await embedder.embed(pieces.inputs[part], dimensions=collection.dimensions, background=True)
+            vectors[part] = result.vectors
+            truncated += sum(result.truncated)
+        return _Prepared(work, pieces, vectors, truncated)
+
+    def _known(self, work: Work, pieces: Cut) -> tuple[Matrix, int] | None:
+        """Vectors that the store has of the very same chunks, and how many of these were cut short."""
+        place = work.collection.stored_as
+        for document, truncated in self._catalog.alike(work) if pieces.chunks else ():
+            if _same(self._store.chunks(place, document), pieces.chunks):
+                keys = [(document, chunk.ordinal) for chunk in pieces.chunks]
+                rows = self._store.vectors(place, keys)
+                if len(rows) == len(keys):
+                    return np.stack([rows[key] for key in keys]), truncated
+        return None
+
+    async def _in_lane(self, work: Work, step: Callable[[], T]) -> T:
+        """Run a step in the document's lane, unless its job was paused or cancelled until its turn came."""
+
+        def run() -> T:
+            if not self._catalog.goes_on(work):
+                raise _Stopped
+            return step()
+
+        return await asyncio.get_running_loop().run_in_executor(self._lanes.of(work).threads, run)
 
     async def _embedder(self, collection: Collection) -> Embedder:
         return await self._registry.get(self._registry.within(collection.space, collection.model).name)
@@ -662,8 +710,8 @@ class Ingestor:
                 group.append(self._done.get_nowait())
                 chunks += _chunks(group[-1])
             whole = await self._committed(group)
-            self._active -= len(group)
-            self._bytes -= sum(len(each.work.body) for each in group)
+            for each in group:
+                self._lanes.of(each.work).leave(each.work)
             self._wake.set()
             try:
                 await self._change(self._advance if whole else self._finished)
@@ -729,6 +777,20 @@ def _checked_dimensions(spec: ModelSpec, dimensions: int | None) -> int:
             f"{spec.name} has vectors of {spec.min_dimensions} to {spec.dimensions} dimensions", param="dimensions"
         )
     return dimensions
+
+
+def _called(chunk: Chunk, move: Move) -> Chunk:
+    source = {"source": move.source} if "source" in chunk.metadata and move.source is not None else {}
+    return replace(chunk, title=move.title, metadata={**chunk.metadata, **source})
+
+
+def _same(one: Sequence[Chunk], other: Sequence[Chunk]) -> bool:
+    """Whether both were embedded from the same, but for what only a caller can have said of them."""
+
+    def parts(chunk: Chunk) -> tuple[object, ...]:
+        return chunk.ordinal, chunk.text, chunk.start, chunk.end, chunk.title, chunk.metadata.get("section")
+
+    return [parts(each) for each in one] == [parts(each) for each in other]
 
 
 def _chunks(done: _Done) -> int:

@@ -1,4 +1,6 @@
-"""Who has a document in hand and who reads a job's folder, where several appliances share a catalog; here it is one."""
+"""Who has a document in hand and who reads a job's folder, where several appliances share a catalog; and documents by
+size, to find those of the same content.
+"""
 
 from alembic import op
 
@@ -10,3 +12,4 @@ def upgrade() -> None:
     """Make them in the transaction that is open."""
     op.execute("ALTER TABLE document ADD COLUMN taken_by INTEGER")
     op.execute("ALTER TABLE job ADD COLUMN member INTEGER")
+    op.execute("CREATE INDEX document_by_size ON document (collection_id, size)")

@@ -477,3 +477,136 @@ async def test_a_job_cancelled_while_it_is_worked_on_leaves_only_what_is_done(ho
     assert 0 < after.ready <= 64
     assert house.catalog.counts("c") == {"ready": after.ready}
     assert house.store.count("c") == after.ready
+
+
+async def _until(house: House, document: str, state: str) -> None:
+    async with asyncio.timeout(20):
+        while await house.state(document) != state:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_document_without_a_job_is_taken_beside_all_that_a_job_has_in_hand(house: House) -> None:
+    job = await asyncio.to_thread(house.catalog.jobs.create, "c", kind="documents")
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text(f"word{n}", f"j{n}") for n in range(150)], wait=0, job=job.id)
+    await asyncio.to_thread(house.engine.entered.wait)
+    async with asyncio.timeout(10):
+        while (await asyncio.to_thread(house.catalog.counts, "c")).get("working") != 64:
+            await asyncio.sleep(0.01)
+
+    await house.ingestor.add("c", [text("mine", "mine")], wait=0)
+
+    await _until(house, "mine", "working")
+    house.engine.free.set()
+
+
+async def test_small_documents_do_not_wait_for_large_ones(house: House) -> None:
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text(f"{n} " + "word " * 300_000, f"large{n}") for n in range(4)], wait=0)
+    await _until(house, "large1", "working")
+
+    await house.ingestor.add("c", [text("small", "small")], wait=0)
+
+    await _until(house, "small", "working")
+    assert [await house.state(f"large{n}") for n in range(4)] == ["working", "working", "waiting", "waiting"]
+    for n in range(4):
+        await house.ingestor.remove("c", f"large{n}")
+    house.engine.free.set()
+    await _until(house, "small", "ready")
+
+
+async def test_a_paused_job_gives_back_a_document_that_has_not_come_far(house: House) -> None:
+    job = await asyncio.to_thread(house.catalog.jobs.create, "c", kind="documents")
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text("a long way to go " * 30_000, "long")], wait=0, job=job.id)
+    await asyncio.to_thread(house.engine.entered.wait)
+
+    await asyncio.to_thread(house.catalog.jobs.pause, job.id)
+    house.engine.free.set()
+
+    await _until(house, "long", "waiting")
+    assert (await asyncio.to_thread(house.catalog.document, "c", "long")).attempts == 0
+    await asyncio.to_thread(house.catalog.jobs.resume, job.id)
+    house.ingestor.wake()
+    await _until(house, "long", "ready")
+
+
+async def test_a_cancelled_job_takes_back_what_has_not_come_far(house: House) -> None:
+    job = await asyncio.to_thread(house.catalog.jobs.create, "c", kind="documents")
+    house.engine.free.clear()
+    await house.ingestor.add("c", [text("a long way to go " * 30_000, "long")], wait=0, job=job.id)
+    await asyncio.to_thread(house.engine.entered.wait)
+
+    await house.ingestor.take_back(lambda: house.catalog.jobs.cancel(job.id))
+    house.engine.free.set()
+
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(house.catalog.counts, "c"):
+            await asyncio.sleep(0.01)
+    assert house.store.count("c") == 0
+
+
+def file(name: str, body: bytes = b"words about otters", **metadata: object) -> Incoming:
+    return Incoming(body, id=name, name=name.rpartition("/")[2], metadata=metadata)
+
+
+@pytest.mark.parametrize(("before", "after"), [("a.txt", "b.txt"), ("a.html", "sub/b.html"), ("a.py", "b.py")])
+async def test_a_renamed_file_is_called_anew_and_not_embedded_again(house: House, before: str, after: str) -> None:
+    body = b"<p>words about otters</p>" if before.endswith("html") else b"otters = 1  # words about otters\n"
+    await house.ingestor.add("c", [file(f"notes/{before}", body)], wait=10)
+    old = house.store.vectors("c", [(f"notes/{before}", 0)])
+    house.engine.entered.clear()
+
+    receipts = await house.ingestor.add(
+        "c", [file(f"notes/{after}", body)], wait=10, moved_from=[f"notes/{before}", "notes/other"]
+    )
+    again = await house.ingestor.add("c", [file(f"notes/{after}", body)], wait=10)
+
+    name = after.rpartition("/")[2]
+    assert ([each.change for each in receipts], [each.change for each in again]) == (["moved"], ["unchanged"])
+    assert not house.engine.entered.is_set()
+    (chunk,) = house.store.chunks("c", f"notes/{after}")
+    assert (chunk.title, chunk.metadata.get("source", name)) == (name, name)
+    assert house.store.chunks("c", f"notes/{before}") == []
+    new = house.store.vectors("c", [(f"notes/{after}", 0)])
+    assert [vector.tolist() for vector in new.values()] == [vector.tolist() for vector in old.values()]
+    assert [match.document for match in house.store.matching("c", name, limit=3)] == [f"notes/{after}"]
+    document = await asyncio.to_thread(house.catalog.document, "c", f"notes/{after}")
+    assert (document.title, document.metadata.get("source", name)) == (name, name)
+
+
+async def test_a_file_of_other_content_or_with_a_title_of_its_own_is_no_renamed_one(house: House) -> None:
+    await house.ingestor.add("c", [file("notes/a.txt"), Incoming(b"x y", id="notes/t.txt", title="Mine")], wait=10)
+
+    other = await house.ingestor.add(
+        "c", [file("notes/b.txt", b"words about whales")], wait=10, moved_from=["notes/a.txt"]
+    )
+    titled = await house.ingestor.add("c", [file("notes/u.txt", b"x y")], wait=10, moved_from=["notes/t.txt"])
+
+    assert [each.change for each in (*other, *titled)] == ["created", "created"]
+
+
+async def test_the_same_file_in_another_place_is_not_embedded_again(house: House) -> None:
+    await house.ingestor.add("c", [file("one/a.txt")], wait=10)
+    house.engine.entered.clear()
+
+    (copied,) = await house.ingestor.add("c", [file("two/a.txt", topic="sea")], wait=10)
+
+    assert copied.document is not None
+    assert (copied.change, copied.document.state) == ("created", "ready")
+    assert not house.engine.entered.is_set()
+    one, two = (house.store.vectors("c", [(f"{name}/a.txt", 0)]) for name in ("one", "two"))
+    assert [vector.tolist() for vector in two.values()] == [vector.tolist() for vector in one.values()]
+    assert house.store.chunks("c", "two/a.txt")[0].metadata["topic"] == "sea"
+
+
+async def test_a_change_of_metadata_alone_embeds_nothing_and_one_of_the_text_does(house: House) -> None:
+    await house.ingestor.add("c", [file("a.txt", year=2024)], wait=10)
+    house.engine.entered.clear()
+
+    (changed,) = await house.ingestor.add("c", [file("a.txt", year=2025)], wait=10)
+    untouched = house.engine.entered.is_set()
+    await house.ingestor.add("c", [file("a.txt", b"words about whales", year=2025)], wait=10)
+
+    assert (changed.change, untouched, house.engine.entered.is_set()) == ("updated", False, True)
+    assert house.store.chunks("c", "a.txt")[0].text == "words about whales"

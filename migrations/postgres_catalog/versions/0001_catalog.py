@@ -53,6 +53,7 @@ _STATEMENTS = (
     """,
     "CREATE INDEX document_in_order ON document (collection_id, seq)",
     "CREATE INDEX document_by_state ON document (collection_id, state, seq)",
+    "CREATE INDEX document_by_size ON document (collection_id, size)",
     "CREATE INDEX document_waiting ON document (job, seq) WHERE state = 'waiting' AND taken IS NULL",
     "CREATE INDEX document_in_hand ON document (collection_id) WHERE taken IS NOT NULL",
     "CREATE INDEX document_leaving ON document (seq) WHERE state = 'removing'",
