@@ -148,7 +148,7 @@ async def list_job_documents(
 
 @router.post("/jobs/{id}/pause")
 async def pause_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A002  # same
-    """Begin with no more of its documents; those that are being worked on go on."""
+    """Begin with no more of its documents, and give back what has not come far."""
     return job_info(await appliance.jobs.pause(id))
 
 
@@ -160,8 +160,8 @@ async def resume_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A0
 
 @router.post("/jobs/{id}/cancel")
 async def cancel_job(appliance: ApplianceDep, id: JobId) -> JobInfo:  # noqa: A002  # same
-    """Take back what waits: new documents are removed, changed ones keep their old version and count as failed. Of a
-    reindex, everything is taken back, and the collection stays as it is.
+    """Take back what waits or has not come far: new documents are removed, changed ones keep their old version and
+    count as failed. Of a reindex, everything is taken back, and the collection stays as it is.
     """
     return job_info(await appliance.jobs.cancel(id))
 

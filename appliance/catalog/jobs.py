@@ -96,6 +96,28 @@ class JobLedger:
             )
             return job(connection, made)
 
+    def standing(self, collection: str, *, name: str, origin: str) -> Job:
+        """The job of a folder that this appliance watches; a new one where there is none that was not cancelled."""
+        mine = or_(_J.member == self._member, _J.member.is_(None))
+        query = select(JOB).where(_J.kind == "watched", _J.collection == collection, _J.origin == origin, mine)
+        with self._database.read() as connection:
+            row = connection.execute(query.where(_J.state != "cancelled").order_by(_J.id.desc()).limit(1)).first()
+        if row is not None:
+            return _as_job(row)
+        made = self.create(collection, kind="watched", name=name, origin=origin)
+        return self.close(made.id)
+
+    def leave(self, job_id: int, documents: Iterable[str]) -> None:
+        """Documents of these ids are the job's no more, unless they wait; what is not in it is passed over."""
+        ids = list(documents)
+        with self._database.write() as connection:
+            for start in range(0, len(ids), _IN):
+                left = and_(_I.job_id == job_id, _I.id.in_(ids[start : start + _IN]), _I.state != "waiting")
+                states = Counter(connection.execute(select(_I.state).where(left)).scalars())
+                connection.execute(delete(JOB_ITEM).where(left))
+                fewer = {state: -number for state, number in states.items()}
+                _count(connection, job_id, Counter({**fewer, "total": -states.total()}))
+
     def job(self, job_id: int) -> Job:
         """One job. Raises JobNotFound."""
         with self._database.read() as connection:

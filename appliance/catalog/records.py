@@ -14,7 +14,7 @@ CollectionState: TypeAlias = Literal["ready", "building", "removing"]
 DocumentState: TypeAlias = Literal["waiting", "working", "ready", "failed", "removing"]
 Change: TypeAlias = Literal["created", "updated", "unchanged", "moved"]
 JobState: TypeAlias = Literal["preparing", "running", "paused", "done", "cancelled"]
-JobKind: TypeAlias = Literal["documents", "archive", "folder", "reindex"]
+JobKind: TypeAlias = Literal["documents", "archive", "folder", "watched", "reindex"]
 ItemState: TypeAlias = Literal["waiting", "ready", "failed", "refused", "skipped", "unchanged", "moved"]
 Queue: TypeAlias = Literal["single", "jobs", "large"]
 Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
@@ -258,7 +258,8 @@ class Job:
     """Documents that were handed in together.
 
     Attributes:
-        kind: how they came: as documents of requests, in an archive, from a folder; or `reindex`, those of the
+        kind: how they came: as documents of requests, in an archive, from a folder, from one that is watched, which
+            has one job for good; or `reindex`, those of the
             collection itself, for its successor.
         name: of the archive or folder; empty otherwise.
         origin: where the server reads the folder; empty otherwise. Not for callers.

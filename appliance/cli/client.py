@@ -168,7 +168,7 @@ class Server:
             files: read when their turn comes.
             collection: it exists.
             gone: bytes of documents whose files are gone, by id: a file of the same content takes that one's place.
-            advance: told the number of files that are done with.
+            advance: told how many more files are done with: found, or failed.
 
         Raises:
             UpstreamFailed: the server cannot be reached, or failed for a reason that no other file would change.
@@ -184,8 +184,9 @@ class Server:
             for outcome in answer.outcomes:
                 if outcome["state"] in {"waiting", "working"}:
                     queued.append((outcome["id"], outcome["change"]))
+                else:
+                    advance(1)
                 _count(summary, outcome)
-            advance(len(answer.outcomes))
 
         def collect() -> None:
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -207,12 +208,19 @@ class Server:
                     collect()
             finally:
                 pool.shutdown(cancel_futures=True)
-        self._wait_for(queued, collection, summary)
+        self._wait_for(queued, collection, summary, advance)
         return summary
 
-    def _wait_for(self, queued: Iterable[tuple[str, str]], collection: str, summary: Summary) -> None:
+    def _wait_for(
+        self,
+        queued: Iterable[tuple[str, str]],
+        collection: str,
+        summary: Summary,
+        advance: Callable[[int], None],
+    ) -> None:
         for document, change in queued:
             state = self._settled(document, collection)
+            advance(1)
             if state["state"] == "failed":
                 summary.added -= change == "created"
                 summary.updated -= change == "updated"

@@ -41,9 +41,6 @@ from appliance.ingest.prepare import Incoming
 RESCAN: Final = 300.0
 """Seconds after which a watched folder is looked at in any case: the system may have lost some of what happened."""
 
-_FEW: Final = 20
-"""So many changed files of a watched folder are no job."""
-
 _TICK: Final = 0.25
 """Seconds between two events about a job."""
 
@@ -539,18 +536,27 @@ class Jobs:
         if changes.gone:
             sizes = await asyncio.to_thread(self._catalog.sizes, collection, root.name + "/")
             gone = {name: sizes[name] for name in changes.gone if name in sizes}
+        left_out = [each for each in changes.skipped if each.reason not in _LEFT_OUT]
         job = None
-        if len(changes.put) > _FEW:
-            made = await asyncio.to_thread(
-                partial(self._ledger.create, collection, kind="folder", name=root.name, priority=0)
-            )
-            job = made.id
-        refused = await self._take_in(collection, changes.put, gone, job=job)
+        if changes.put or changes.gone or left_out:
+            standing = partial(self._ledger.standing, collection, name=root.name, origin=str(root))
+            job = (await asyncio.to_thread(standing)).id
+            refused = [Refusal(each.id, each.reason) for each in left_out]
+            await asyncio.to_thread(partial(self._catalog.enter, collection, job, refused=refused))
+        reasons = await self._take_in(collection, changes.put, gone, job=job)
         await self._remove(collection, gone)
-        left_out = [each.reason for each in changes.skipped if each.reason not in _LEFT_OUT]
-        for reason in dict.fromkeys([*refused, *left_out]):
-            files = refused.count(reason) + left_out.count(reason)
-            log.warning("files of a watched folder are left out", folder=root.name, reason=reason, files=files)
+        if job is not None:
+            await asyncio.to_thread(self._ledger.leave, job, changes.gone)
+            self.touch(job)
+        reasons += [each.reason for each in left_out]
+        for reason in dict.fromkeys(reasons):
+            log.warning(
+                "files of a watched folder are left out",
+                folder=root.name,
+                reason=reason,
+                files=reasons.count(reason),
+                job=job,
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> Awaitable[object]:
         task: asyncio.Task[object] = asyncio.create_task(work)

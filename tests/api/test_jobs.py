@@ -349,6 +349,38 @@ class TestFoldersOfTheServer:
             (root / "notes" / "deep" / "b.txt").unlink()
             wait_for(lambda: set(ids()) == {"notes/deep/a.md", "notes/deep/new.txt"})
 
+    def test_a_watched_folder_has_one_job_that_says_what_it_could_not_read(
+        self, start: Callable[..., Any], root: Path
+    ) -> None:
+        bad = root / "notes" / "bad.pdf"
+        bad.write_bytes(b"\0\1\2 no document")
+        settings = {"data": root / "data", "watch_folders": {str(root / "notes"): "watched"}}
+        seen: list[dict[str, Any]] = []
+
+        def jobs(url: str) -> list[dict[str, Any]]:
+            listed = httpx.get(f"{url}/jobs", params={"collection": "watched"}).json()["jobs"]
+            return [httpx.get(f"{url}/jobs/{each['id']}").json() for each in listed]
+
+        for life in range(2):
+            server = start(**settings)
+            wait_for(lambda: [each["counts"]["ready"] for each in jobs(server.url)] == [2])  # noqa: B023  # called here
+            wait_for(lambda: [each["counts"]["refused"] for each in jobs(server.url)] == [3])  # noqa: B023  # same
+            seen += jobs(server.url)
+            if life:
+                bad.unlink()
+                (root / "notes" / "a.md").unlink()
+                wait_for(lambda: [each["counts"]["total"] for each in jobs(server.url)] == [3])  # noqa: B023  # same
+                wait_for(lambda: [each["counts"]["ready"] for each in jobs(server.url)] == [1])  # noqa: B023  # same
+            server.stop()
+
+        assert [(each["id"], each["kind"], each["name"], each["state"]) for each in seen] == [
+            (1, "watched", "notes", "done")
+        ] * 2
+        assert [{each["id"]: bool(each["error"]) for each in job["failures"]}["notes/bad.pdf"] for job in seen] == [
+            True
+        ] * 2
+        assert str(root) not in str(seen)
+
 
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
