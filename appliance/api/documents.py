@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import IO, Annotated, Any, Literal, NamedTuple
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -97,7 +97,20 @@ AskedJob = StrictBool | Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)] |
 TextJob = Annotated[AskedJob, BeforeValidator(_asked_job)]
 Priority = Annotated[int, Field(ge=-PRIORITIES, le=PRIORITIES)]
 MovedFrom = Annotated[list[DocumentId], Field(max_length=1000)]
-ServerPath = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+def _local(given: str) -> str:
+    """A path, or what a `file:` address names on this machine."""
+    if not given.lower().startswith("file:"):
+        return given
+    address = urlsplit(given)
+    if address.netloc not in {"", "localhost"} or not address.path.startswith("/") or address.query or address.fragment:
+        raise ValueError("of addresses, file:///path alone names something on the server")
+    return unquote(address.path, errors="strict")
+
+
+ServerPath = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_local)]
+"""Of a file or folder on the server, as a path or as a `file:///` address."""
 
 
 def empty_until_made(collection: str) -> suppress:

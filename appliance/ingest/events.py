@@ -19,8 +19,8 @@ KEPT: Final = 4096
 LISTENERS: Final = 64
 """Listeners at one time."""
 
-BEHIND: Final = 1024
-"""Events that a listener may be behind before it is dropped."""
+BEHIND: Final = 2 * KEPT
+"""Events that a listener may be behind before it is dropped: more than it can have missed."""
 
 _ID: Final = re.compile(r"([0-9a-f]{8})-([0-9]{1,18})")
 
@@ -132,7 +132,7 @@ class Events:
             raise Overloaded(f"{len(self._listeners)} listen to events already: poll for them", retry_after=10)
         listener = Listener(job)
         missed = self.since(after, job=job)
-        for event in missed if len(missed) <= BEHIND else [Event(self.last, "reset", {})]:
+        for event in missed:
             listener.tell(event)
         self._listeners.add(listener)
         try:

@@ -278,12 +278,21 @@ def _short(
     return done / answer["seconds"], median(alone["took"]), spent / done
 
 
+def _section(name: str) -> str:
+    if name not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"there is no {name}; there are {', '.join(SECTIONS)}")
+    return name
+
+
 def main() -> None:
     """Measure what the arguments ask for."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a minute; the figures are rough")
     parser.add_argument("--model", action="append", help="a model to measure; both MiniLM cards if left out")
-    parser.add_argument("--only", action="append", choices=SECTIONS, help="a section to run; all if left out")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"to run: {', '.join(SECTIONS)}; all if left out"
+    )
+    parser.add_argument("--only", action="append", choices=SECTIONS, help="the same")
     parser.add_argument("--compare", action="store_true", help="measure sentence-transformers, too (installs torch)")
     parser.add_argument("--beir", type=Path, metavar="FOLDER", help="ingest its corpus.jsonl instead of made-up texts")
     parser.add_argument(
@@ -300,7 +309,8 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = QUICK if arguments.quick else FULL
     models: list[str] = arguments.model or list(MEMORY)
-    only: list[str] = arguments.only or ([] if arguments.compare else list(SECTIONS))
+    named_ones = [*arguments.sections, *(arguments.only or [])]
+    only: list[str] = named_ones or ([] if arguments.compare else list(SECTIONS))
     cache = arguments.cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "appliance-bench"
     print(described())
     if "npu" in only:
@@ -311,7 +321,7 @@ def main() -> None:
         search(plan, cache, arguments.sizes or SIZES[: 2 if arguments.quick else None], given=arguments.vectors)
     if "stores" in only:
         stores(plan, arguments.chunks, named())
-    if arguments.only and not set(only) - set(ALONE):
+    if named_ones and not set(only) - set(ALONE):
         return
     source = installed(cache, models)
     for name, section in zip(BESIDE, (start, opening, short, profiles), strict=True):

@@ -22,9 +22,12 @@ class Table:
 
     def __init__(self, title: str, *columns: str) -> None:
         print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+        self._columns = len(columns)
 
     def row(self, *cells: object) -> None:
-        """Print one row."""
+        """Print one row. Raises ValueError for more or fewer cells than there are columns."""
+        if len(cells) != self._columns:
+            raise ValueError(f"{len(cells)} cells for {self._columns} columns")
         print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
 
 

@@ -187,7 +187,12 @@ def search(plan: Plan, cache: Path, sizes: Sequence[int], *, given: Path | None)
             )
         beside.append((size, *(float(np.percentile(one["signs"]["took"], 95)) for one in (idle, writing))))
     table = Table(
-        "Nearest ten by signs beside a writer of 500 chunks/s, p95", "chunks", "idle, ms", "writing, ms", "target"
+        "Nearest ten by signs beside a writer of 500 chunks/s, p95",
+        "chunks",
+        "idle, ms",
+        "writing, ms",
+        "ratio",
+        "target",
     )
     for size, calm, busy in beside:
         times = round(busy / calm, 2)

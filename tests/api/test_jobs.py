@@ -290,9 +290,14 @@ class TestFoldersOfTheServer:
         with httpx.Client(base_url=server.url, timeout=30) as client:
             one = client.post("/documents", json={"path": "notes/a.md"}).json()
             absolute = client.post("/documents", json={"path": str(root / "notes" / "a.md"), "id": "mine"}).json()
+            address = (root / "notes" / "a.md").as_uri()
+            addressed = client.post("/documents", json={"path": address, "id": "mine"}).json()
+            elsewhere = client.post("/documents", json={"path": address.replace("file://", "file://other.example")})
             answer = client.post("/documents", json={"folder": "notes", "priority": 3})
 
             assert [one["documents"][0]["id"], absolute["documents"][0]["id"]] == ["srv/notes/a.md", "mine"]
+            assert addressed["documents"][0]["change"] == "unchanged"
+            assert (elsewhere.status_code, "file:///" in elsewhere.json()["detail"]) == (422, True)
             job = ended(client, answer.json()["job"])
             assert answer.status_code == 202
             assert (job["kind"], job["name"], job["priority"]) == ("folder", "notes", 3)
@@ -306,7 +311,9 @@ class TestFoldersOfTheServer:
             listed = client.get("/documents", params={"prefix": "srv/"}).json()["documents"]
             assert [each["id"] for each in listed] == ["srv/notes/deep/a.md"]
 
-    @pytest.mark.parametrize("path", ["../secret.txt", "/etc/passwd", "notes/out.txt", "notes/../../secret.txt"])
+    @pytest.mark.parametrize(
+        "path", ["../secret.txt", "/etc/passwd", "file:///etc/passwd", "notes/out.txt", "file:///%2e%2e/etc/passwd"]
+    )
     def test_what_lies_elsewhere_is_403(self, start: Callable[..., Any], root: Path, path: str) -> None:
         server = start(ingest_roots=[root])
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from appliance.errors import Overloaded
-from appliance.ingest.events import BEHIND, Events
+from appliance.ingest.events import BEHIND, KEPT, Events
 
 
 async def test_listeners_hear_of_their_job_or_of_all() -> None:
@@ -42,6 +42,19 @@ async def test_what_was_missed_is_told_again_as_long_as_it_is_kept() -> None:
     for lost in (begin, "nonsense", "00000000-1", f"{events.last}0", Events().last):
         assert [each.kind for each in events.since(lost)] == ["reset"]
     assert events.since(begin)[0].id == events.last
+
+
+async def test_all_that_is_kept_can_be_had_again_and_what_comes_then_too() -> None:
+    events = Events()
+    begin = events.last
+    for n in range(KEPT):
+        events.publish("job", {"n": n})
+
+    async with events.listening(begin) as listener:
+        events.publish("job", {"n": KEPT})
+        told = [await listener.next() for _ in range(KEPT + 1)]
+
+    assert [each and each.data["n"] for each in told] == list(range(KEPT + 1))
 
 
 async def test_one_who_does_not_read_is_dropped_and_the_others_are_not() -> None:
