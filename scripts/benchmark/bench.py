@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a minute; the figures are rough")
     parser.add_argument("--model", action="append", help="a model to measure; both MiniLM cards if left out")
     parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help=f"to run: {', '.join(SECTIONS)}; all if left out"
+        "sections", nargs="*", type=_section, metavar="SECTION", help=f"to run: {', '.join(SECTIONS)}; all if left out"
     )
     parser.add_argument("--only", action="append", choices=SECTIONS, help="the same")
     parser.add_argument("--compare", action="store_true", help="measure sentence-transformers, too (installs torch)")
