@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from time import monotonic
 from typing import Literal, TypeAlias, TypeVar
 
-import numpy as np
 import structlog
 
 from appliance.catalog.catalog import Catalog
@@ -20,7 +19,6 @@ from appliance.catalog.records import (
     Collection,
     Failed,
     Job,
-    Move,
     NewDocument,
     Put,
     Ready,
@@ -28,7 +26,6 @@ from appliance.catalog.records import (
     Returned,
     Work,
 )
-from appliance.embedding.embedder import Embedder
 from appliance.embedding.images import MAX_PIXELS
 from appliance.embedding.registry import Registry
 from appliance.embedding.spec import ModelSpec
@@ -36,7 +33,6 @@ from appliance.errors import (
     ApplianceError,
     CollectionExists,
     CollectionNotFound,
-    Conflict,
     EngineUnavailable,
     InvalidInput,
     ModelMismatch,
@@ -44,19 +40,14 @@ from appliance.errors import (
     StoreUnavailable,
 )
 from appliance.ingest.lanes import Lanes
-from appliance.ingest.prepare import Cut, Incoming, Receipt, cut, parsed, received, resolved
-from appliance.ingest.sandbox import Sandbox
+from appliance.ingest.prepare import Incoming, Receipt, cut, received, resolved
+from appliance.ingest.preparing import Prepared, Preparer, Stopped
+from appliance.ingest.upkeep import Upkeep
 from appliance.ingest.watchers import Watchers
-from appliance.store.base import Chunk, Entry, Matrix, VectorStore
+from appliance.store.base import Entry, VectorStore
 
 _ATTEMPTS = 3
 """Tries of a document whose engine failed, before it is set aside."""
-
-_LIVES = 10
-"""Times a document may be in hand when the process ends, before it is held to be the cause."""
-
-_SLICE = 1024
-"""Chunks of a document that are embedded before it is asked whether to go on."""
 
 _GROUP = 64
 _GROUP_CHUNKS = 2000
@@ -85,15 +76,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prepared:
-    work: Work
-    cut: Cut
-    vectors: Matrix
-    truncated: int
-
-
-_Done: TypeAlias = _Prepared | Failed | Returned
+_Done: TypeAlias = Prepared | Failed | Returned
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +91,6 @@ class Over:
     error: str
     job: int | None
     reindexed: bool = False
-
-
-class _Stopped(Exception):
-    """The document is not to be worked on any more, or not now."""
 
 
 class Ingestor:
@@ -148,14 +127,20 @@ class Ingestor:
         self._store = store
         self._registry = registry
         self._lanes = Lanes(documents=lanes)
-        self._cut = partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._usual = partial(resolved, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap)
         self._max_pixels = max_pixels
         self._keep = timedelta(seconds=keep)
         self._on_settled = on_settled
         # threads of their own: a large document must not keep a search waiting for one
         self._readers = ThreadPoolExecutor(2, "read")
-        self._sandbox = Sandbox(processes=2)
+        self._preparer = Preparer(
+            catalog=catalog,
+            store=store,
+            registry=registry,
+            lanes=self._lanes,
+            cut=partial(cut, chunk_tokens=chunk_tokens, chunk_overlap=chunk_overlap),
+        )
+        self._upkeep = Upkeep(catalog, store, keep=self._keep)
         self._wake = asyncio.Event()
         self._done: asyncio.Queue[_Done] = asyncio.Queue()
         self._changing = asyncio.Lock()  # held while the store changes
@@ -164,9 +149,6 @@ class Ingestor:
         self._loops: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Task[object]] = set()
         self._stopping = False
-        self._replaced: list[int] = []  # jobs that came to their end, with a collection replaced
-        self._behind = False  # a successor, which has documents waiting
-        self._moving = False
         self.on_over: Callable[[Sequence[Over]], None] = lambda _: None
         """Told, on the loop, which documents a commit was over with."""
         self.on_replaced: Callable[[Sequence[int]], None] = lambda _: None
@@ -182,18 +164,10 @@ class Ingestor:
         """Finish what a crash cut short, then work."""
 
         def recover() -> None:
-            self._catalog.recover()
-            for collection in (*self._catalog.collections(), *self._catalog.successors.all()):
-                self._store.create(collection.stored_as, collection.dimensions)
-            self._finish_moves()
-            self._advance()
-            self._finish_removals()
-
-        def recover_in_turn() -> None:
             with self._catalog.turn(alone=True):
-                recover()
+                self._upkeep.recover()
 
-        await asyncio.to_thread(recover_in_turn)
+        await asyncio.to_thread(recover)
         self._wake.set()
         self._spawn(self._dispatch())
         if self._catalog.shared:
@@ -209,7 +183,7 @@ class Ingestor:
         await asyncio.gather(*self._loops, *self._changes, return_exceptions=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._lanes.close()
-        await asyncio.to_thread(self._sandbox.close)
+        await asyncio.to_thread(self._preparer.close)
 
     async def create_collection(
         self, name: str, *, spec: ModelSpec, dimensions: int | None = None, chunking: Chunking | None = None
@@ -222,18 +196,7 @@ class Ingestor:
         """
         dimensions = _checked_dimensions(spec, dimensions)
 
-        def create() -> Collection:
-            made = self._catalog.create_collection(
-                name, model=spec.name, space=spec.space, dimensions=dimensions, chunking=chunking
-            )
-            try:
-                self._store.create(made.stored_as, dimensions)
-            except ApplianceError:
-                self._catalog.begin_removal(name)
-                self._catalog.forget_collection(name)
-                raise
-            return made
-
+        create = partial(self._upkeep.create_collection, name, spec=spec, dimensions=dimensions, chunking=chunking)
         return await self._change(create)
 
     def chunking(self, collection: Collection) -> Chunking:
@@ -332,7 +295,7 @@ class Ingestor:
 
         def change() -> T:
             result = step()
-            self._finish_removals()
+            self._upkeep.finish_removals()
             return result
 
         return await self._change(change)
@@ -344,17 +307,11 @@ class Ingestor:
             CollectionNotFound, DocumentNotFound: there is none of this name.
         """
 
-        def remove() -> None:
-            leaving = self._catalog.begin_document_removal(collection, document)
-            self._store.remove(self._catalog.collection(collection).stored_as, document)
-            if not leaving.in_hand:
-                self._forget(collection, document)
-
         def tell() -> None:
             self._watchers.tell(collection, document)
             self._wake.set()  # a successor may have waited for nothing else
 
-        await self._change(remove, then=tell)
+        await self._change(partial(self._upkeep.remove, collection, document), then=tell)
 
     async def remove_collection(self, collection: str) -> None:
         """Remove a collection with all it holds.
@@ -362,15 +319,8 @@ class Ingestor:
         Raises:
             CollectionNotFound: there is none of this name.
         """
-
-        def remove() -> None:
-            leaving = self._catalog.begin_removal(collection)
-            self._store.drop(leaving.stored_as)
-            self._finish_removals()
-
+        remove = partial(self._upkeep.remove_collection, collection)
         await self._change(remove, then=partial(self._watchers.tell, collection))
-
-    # What takes a collection's place
 
     async def reindex(
         self,
@@ -403,25 +353,15 @@ class Ingestor:
             dimensions = dimensions or there.dimensions
         dimensions = _checked_dimensions(spec, dimensions)
 
-        def begin() -> Job:
-            job, successor = self._catalog.successors.begin(
-                collection,
-                model=spec.name,
-                space=spec.space,
-                dimensions=dimensions,
-                chunking=chunking or there.chunking,
-                priority=priority,
-            )
-            try:
-                self._store.create(successor.stored_as, dimensions)
-            except ApplianceError:
-                self._catalog.jobs.cancel(job.id)
-                self._finish_removals()
-                raise
-            self._advance()
-            return self._catalog.jobs.job(job.id)
-
-        return await self._change(begin, then=self._wake.set)
+        begin = partial(
+            self._upkeep.reindex,
+            collection,
+            spec=spec,
+            dimensions=dimensions,
+            chunking=chunking or there.chunking,
+            priority=priority,
+        )
+        return await self._change(begin)
 
     async def finish_reindex(self, collection: str) -> Job:
         """Let a successor take the collection's place without the documents that it could not take in.
@@ -431,45 +371,35 @@ class Ingestor:
             NotFound: it is not being reindexed.
             Conflict: some of its documents still wait.
         """
+        return await self._change(partial(self._upkeep.finish_reindex, collection))
 
-        def finish() -> Job:
-            successor = self._catalog.successors.named(collection)
-            if self._catalog.successors.advance(successor, keep=self._keep, without_failed=True) != "replaced":
-                raise Conflict(f"the reindexing of {collection!r} is not at its end: job {successor.job}")
-            self._replaced.append(successor.job or 0)
-            return self._catalog.jobs.job(successor.job or 0)
-
-        return await self._change(finish)
-
-    def _finished(self) -> None:
-        self._finish_removals()
-        self._advance()
-
-    def _advance(self) -> None:
-        """Bring successors up to date that have nothing else to do, and have them take their places."""
-        behind = True
-        while behind:
-            behind = False
-            for successor in self._catalog.successors.due():
-                match self._catalog.successors.advance(successor, keep=self._keep):
-                    case "followed":
-                        self._finish_removals()
-                        behind = self._behind = True
-                    case "replaced":
-                        self._replaced.append(successor.job or 0)
-                        log.info("collection reindexed", collection=successor.known_as, model=successor.model)
+    # What is left to do
 
     async def _tidy(self) -> None:
         """Finish removals, and once more when what was replaced is not searched any more."""
         while True:
             try:
-                until = await self._change(self._finish_removals)
+                until = await self._change(self._upkeep.finish_removals)
             except StoreError as error:
                 log.warning("what was replaced is removed later", error=error.message)
                 until = datetime.now(UTC) + self._keep
             if until is None:
                 break
             await asyncio.sleep(max((until - datetime.now(UTC)).total_seconds(), _PAUSE))
+
+    async def _tend(self) -> None:
+        """Of a shared catalog: go on with what appliances had begun that are gone."""
+        looks = 0
+        while True:
+            await asyncio.sleep(_LOOK)
+            looks += 1
+            try:
+                if await asyncio.to_thread(self._upkeep.left_behind, successors=looks % 10 == 0):
+                    await self._change(self._upkeep.take_up)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
+                await self._paused(_SHARED, error)
+            else:
+                self._troubles.pop(_SHARED, None)
 
     # Changes of the store
 
@@ -483,9 +413,7 @@ class Ingestor:
 
         def put() -> Sequence[Put]:
             puts = put_all()
-            if any(each.change == "moved" for each in puts):
-                self._moving = True
-                self._finish_moves()
+            self._upkeep.moved(puts)
             return puts
 
         return await self._change(put, then=self._wake.set)
@@ -496,19 +424,19 @@ class Ingestor:
         """
 
         def in_order() -> T:
-            with self._catalog.turn(alone=alone or self._moving):
-                if self._moving:  # the store was away when it was to be told a name
-                    self._finish_moves()
+            moving = self._upkeep.moving
+            with self._catalog.turn(alone=alone or moving):
+                if moving:
+                    self._upkeep.finish_moves()
                 return step()
 
         async def change() -> T:
             async with self._changing:
                 result = await asyncio.to_thread(in_order)
-            if self._behind:
-                self._behind = False
+            queued, replaced = self._upkeep.news()
+            if queued:
                 self._wake.set()
-            if self._replaced:
-                replaced, self._replaced = self._replaced, []
+            if replaced:
                 self.on_replaced(replaced)
                 if not self._stopping:
                     self._spawn(self._tidy())
@@ -532,67 +460,6 @@ class Ingestor:
         if not task.cancelled():
             task.exception()  # asyncio complains of errors that nobody asked for; the caller may be gone
 
-    def _forget(self, collection: str, document: str) -> None:
-        with suppress(Conflict):  # put again meanwhile
-            self._catalog.forget_document(collection, document)
-
-    def _finish_moves(self) -> None:
-        moves = self._catalog.pending_moves()
-        for move in moves:
-            self._move(move)
-        if moves:
-            self._catalog.end_moves(moves)
-        self._moving = False
-
-    def _move(self, move: Move) -> None:
-        """Give chunks the new name, and the title and source that come with it; vectors stay."""
-        store, place = self._store, move.stored_as
-        chunks = store.chunks(place, move.old)
-        renamed = [_called(chunk, move) for chunk in chunks]
-        if renamed == chunks:
-            store.rename(place, move.old, move.new)
-            return
-        rows = store.vectors(place, [(move.old, chunk.ordinal) for chunk in chunks])
-        store.put(place, move.new, renamed, np.stack([rows[move.old, chunk.ordinal] for chunk in chunks]))
-        store.remove(place, move.old)
-
-    def _finish_removals(self) -> datetime | None:
-        """When there will be more to remove, if that is known."""
-        removals = self._catalog.pending_removals()
-        for collection, document in removals.documents:
-            self._store.remove(removals.stored_as[collection], document)
-            self._forget(collection, document)
-        for collection in removals.collections:
-            self._store.drop(removals.stored_as[collection])
-            self._catalog.forget_collection(collection)
-        return removals.until
-
-    async def _tend(self) -> None:
-        """Of a shared catalog: go on with what appliances had begun that are gone."""
-        looks = 0
-        while True:
-            await asyncio.sleep(_LOOK)
-            looks += 1
-            try:
-                if await asyncio.to_thread(self._left_behind, also_successors=looks % 10 == 0):
-                    await self._change(self._take_up)
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is tried again
-                await self._paused(_SHARED, error)
-            else:
-                self._troubles.pop(_SHARED, None)
-
-    def _left_behind(self, *, also_successors: bool) -> bool:
-        self._catalog.check()
-        removals = self._catalog.pending_removals()
-        left = [*removals.documents, *removals.collections, *self._catalog.pending_moves()]
-        return bool(left) or self._catalog.left_behind() or (also_successors and bool(self._catalog.successors.due()))
-
-    def _take_up(self) -> None:
-        if self._catalog.take_up():
-            self._behind = True
-        self._finish_moves()
-        self._finished()
-
     # From the queue to prepared
 
     def _spawn(self, loop: Coroutine[object, object, None]) -> None:
@@ -612,7 +479,7 @@ class Ingestor:
                 if not works and woken:
                     successors = await asyncio.to_thread(self._catalog.successors.all)
                     if successors:
-                        await self._change(self._finished)
+                        await self._change(self._upkeep.finish)
             except Exception as error:  # noqa: BLE001  # whatever it is, the queue must go on
                 await self._paused(_QUEUE, error)
                 self._wake.set()
@@ -636,8 +503,8 @@ class Ingestor:
     async def _prepare(self, work: Work) -> None:
         done: _Done
         try:
-            done = await self._prepared(work)
-        except _Stopped:
+            done = await self._preparer.prepared(work)
+        except Stopped:
             done = Returned(work, counted=False)
         except InvalidInput as error:
             done = Failed(work, error.message)
@@ -654,52 +521,6 @@ class Ingestor:
             done = Failed(work, f"unexpected {type(error).__name__}")
         self._done.put_nowait(done)
 
-    async def _prepared(self, work: Work) -> _Prepared:
-        if work.attempts > _LIVES:
-            raise InvalidInput("the appliance ended each time this document was worked on")
-        collection = work.collection
-        embedder = await self._embedder(collection)
-        found = await self._in_lane(work, partial(parsed, work, self._sandbox))
-        pieces = await self._in_lane(work, partial(self._cut, work, found, embedder))
-        known = await asyncio.to_thread(self._known, work, pieces)
-        if known is not None:
-            return _Prepared(work, pieces, *known)
-        embedder = await self._embedder(collection)
-        vectors = np.empty((len(pieces.inputs), collection.dimensions), np.float32)
-        truncated = 0
-        for start in range(0, len(pieces.inputs), _SLICE):
-            if start and not await asyncio.to_thread(self._catalog.goes_on, work):
-                raise _Stopped
-            part = slice(start, start + _SLICE)
-            result = await embedder.embed(pieces.inputs[part], dimensions=collection.dimensions, background=True)
-            vectors[part] = result.vectors
-            truncated += sum(result.truncated)
-        return _Prepared(work, pieces, vectors, truncated)
-
-    def _known(self, work: Work, pieces: Cut) -> tuple[Matrix, int] | None:
-        """Vectors that the store has of the very same chunks, and how many of these were cut short."""
-        place = work.collection.stored_as
-        for document, truncated in self._catalog.alike(work) if pieces.chunks else ():
-            if _same(self._store.chunks(place, document), pieces.chunks):
-                keys = [(document, chunk.ordinal) for chunk in pieces.chunks]
-                rows = self._store.vectors(place, keys)
-                if len(rows) == len(keys):
-                    return np.stack([rows[key] for key in keys]), truncated
-        return None
-
-    async def _in_lane(self, work: Work, step: Callable[[], T]) -> T:
-        """Run a step in the document's lane, unless its job was paused or cancelled until its turn came."""
-
-        def run() -> T:
-            if not self._catalog.goes_on(work):
-                raise _Stopped
-            return step()
-
-        return await asyncio.get_running_loop().run_in_executor(self._lanes.of(work).threads, run)
-
-    async def _embedder(self, collection: Collection) -> Embedder:
-        return await self._registry.get(self._registry.within(collection.space, collection.model).name)
-
     # From prepared to committed
 
     async def _settle(self) -> None:
@@ -714,7 +535,7 @@ class Ingestor:
                 self._lanes.of(each.work).leave(each.work)
             self._wake.set()
             try:
-                await self._change(self._advance if whole else self._finished)
+                await self._change(self._upkeep.advance if whole else self._upkeep.finish)
             except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
                 await self._paused(_FINISH, error)
             else:
@@ -746,7 +567,7 @@ class Ingestor:
     def _commit(self, group: Sequence[_Done]) -> tuple[list[Over], bool]:
         """Store and settle: what is over with; whether all were still as they were taken."""
         current = self._catalog.current([each.work for each in group])
-        ready = [each for each, still in zip(group, current, strict=True) if still and isinstance(each, _Prepared)]
+        ready = [each for each, still in zip(group, current, strict=True) if still and isinstance(each, Prepared)]
         ready.sort(key=lambda each: each.work.collection.id)
         for name, entries in groupby(ready, key=lambda each: each.work.collection.stored_as):
             self._store.put_many(name, [Entry(each.work.id, each.cut.chunks, each.vectors) for each in entries])
@@ -779,26 +600,12 @@ def _checked_dimensions(spec: ModelSpec, dimensions: int | None) -> int:
     return dimensions
 
 
-def _called(chunk: Chunk, move: Move) -> Chunk:
-    source = {"source": move.source} if "source" in chunk.metadata and move.source is not None else {}
-    return replace(chunk, title=move.title, metadata={**chunk.metadata, **source})
-
-
-def _same(one: Sequence[Chunk], other: Sequence[Chunk]) -> bool:
-    """Whether both were embedded from the same, but for what only a caller can have said of them."""
-
-    def parts(chunk: Chunk) -> tuple[object, ...]:
-        return chunk.ordinal, chunk.text, chunk.start, chunk.end, chunk.title, chunk.metadata.get("section")
-
-    return [parts(each) for each in one] == [parts(each) for each in other]
-
-
 def _chunks(done: _Done) -> int:
-    return len(done.cut.chunks) if isinstance(done, _Prepared) else 0
+    return len(done.cut.chunks) if isinstance(done, Prepared) else 0
 
 
 def _outcome(done: _Done) -> Ready | Failed | Returned:
-    if not isinstance(done, _Prepared):
+    if not isinstance(done, Prepared):
         return done
     pieces = done.cut
     tokens = sum(chunk.tokens for chunk in pieces.chunks)
