@@ -17,8 +17,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from appliance.cli import _cards, _show_license, app
+from appliance.cli import app
 from appliance.cli.bringing import bring
+from appliance.cli.cards import cards_of, show_license
 from appliance.cli.models import embedded, listed
 from appliance.embedding.pull import ModelFiles
 from appliance.embedding.spec import Card, OnnxSpec, read_card
@@ -67,12 +68,12 @@ def pull(hub: "HubServer", data: Path) -> Callable[..., Answer]:
         console = Console(file=said, width=200, highlight=False, markup=False)
 
         def licensed(files: ModelFiles, card: Card) -> None:
-            _show_license(files, card, accept=accept, command=asked, console=console)
+            show_license(files, card, accept=accept, command=asked, console=console)
 
         settings = Settings(data=data, offline=offline)
         try:
             card = bring(
-                settings, asked, name=name, cards=_cards(settings), licensed=licensed, console=console, hub=hub.url
+                settings, asked, name=name, cards=cards_of(settings), licensed=licensed, console=console, hub=hub.url
             )
         except ApplianceError as error:
             said.write(f"error: {error.message}\n")
@@ -122,7 +123,7 @@ def test_a_model_that_no_card_names_is_brought_tried_and_embeds(
 
     answer = run("pull", MINE, hub=hub, data=data)
     settings = Settings(data=data)
-    rows = listed(_cards(settings), settings)
+    rows = listed(cards_of(settings), settings)
     embedding = run("embed", "hello", "--model", MINE.lower(), "--json", hub=hub, data=data, APPLIANCE_OFFLINE="1")
 
     assert answer.returncode == 0, answer.stderr
@@ -246,7 +247,7 @@ def test_a_name_that_another_model_has_is_refused(
     assert answer.stdout == "org-tiny.model is installed\n"
 
 
-def test_a_model_that_has_a_card_already_is_that_cards(
+def test_a_model_that_has_a_card_already_is_thatcards_of(
     pull: Callable[..., Answer], hub: "HubServer", held: Mapping[str, bytes], data: Path
 ) -> None:
     shipped = "sentence-transformers/all-MiniLM-L6-v2"

@@ -1,0 +1,1 @@
+"""The commands: `local` needs no server, `remote` asks one that runs."""
