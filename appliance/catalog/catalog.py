@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -43,6 +45,7 @@ from appliance.catalog.records import (
     Refusal,
     Removals,
     Returned,
+    Want,
     Work,
     content_hash,
     under_name,
@@ -71,8 +74,28 @@ _MOVING: Final = _D.moved_from.is_not(None)
 _TWINS: Final = 3
 """Documents of the same bytes that are looked at."""
 
+_OTHER: Final = DOCUMENT.alias("other")
+_TWIN: Final = select(_OTHER.c.seq).where(
+    _OTHER.c.collection_id == _D.collection_id,
+    _OTHER.c.body_hash == _D.body_hash,
+    _OTHER.c.body_hash != "",
+    _OTHER.c.seq != _D.seq,
+)
+
 _FREE: Final = {"taken": None, "taken_by": None}
 """In nobody's hand."""
+
+_HELD: Final = and_(_D.seq == bindparam("of"), _D.taken == bindparam("at"), _D.taken_by == bindparam("by"))
+_PLACE: Final = select(_C.id).where(_C.id == _D.collection_id, _C.stored_as == bindparam("place")).exists()
+_STILL: Final = and_(_HELD, _D.version == bindparam("at"), _D.state == literal_column("'working'"), _PLACE)
+"""What was taken is at the version that was taken, in this hand, and its collection is stored where it was."""
+
+_UNCHANGED: Final = select(_D.seq).where(_STILL)
+_SETTLED: Final = update(DOCUMENT).where(_STILL)
+_LATE: Final = (
+    update(DOCUMENT).where(_HELD).values(state=case((_D.state == "working", "waiting"), else_=_D.state), **_FREE)
+)
+"""Made once: a statement takes longer to build than to run."""
 
 _REPLACED: Final = "a newer version was handed in before its turn came"
 _REMOVED: Final = "it was removed before its turn came"
@@ -161,6 +184,7 @@ class Catalog:
         """
         with self._database.write() as connection:
             found = found_collection(connection, name, leaving=True)
+            self.jobs.moments.count += 1
             leaving = or_(_C.id == found.id, _C.successor_of == found.id)
             numbers = connection.execute(select(_C.id).where(leaving)).scalars().all()
             values = {"state": "removing", "kept_until": None}
@@ -224,6 +248,8 @@ class Catalog:
             for new, digest in zip(documents, hashes, strict=True):
                 moved = _move(connection, found, new, digest, moved_from) if moved_from else None
                 puts.append(moved or _put(connection, found, new, digest, job))
+            if any(put.change == "updated" for put in puts):
+                self.jobs.moments.count += 1
             if job is not None:
                 entered = [_entered(put) for put in puts]
                 entered += [Entered(each.id[:MAX_ID], None, "refused", each.error) for each in refused]
@@ -361,6 +387,7 @@ class Catalog:
             found = _document(connection, owner, document_id, leaving=True)
             jobs.settle(connection, found.seq, "skipped", _REMOVED)
             connection.execute(update(DOCUMENT).where(_D.seq == found.seq).values(state="removing"))
+            self.jobs.moments.count += 1
             return _document(connection, owner, document_id, leaving=True)
 
     def forget_document(self, collection: str, document_id: str) -> None:
@@ -381,34 +408,41 @@ class Catalog:
 
     # The queue
 
-    def take(
-        self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = (), queue: Queue | None = None
-    ) -> list[Work]:
-        """Take what waits: first what has no job, then by the jobs' priority, of each the oldest first. At most `limit`
-        documents, and no more bytes than `max_bytes` but for a first document that is larger; nothing of the
-        collections `without`, by their `id`, and nothing of a job that is paused. Of one queue, or of all.
+    def take(self, limit: int, *, max_bytes: int = 32 * 2**20, without: Sequence[int] = ()) -> list[Work]:
+        """As `take_each`, of all queues."""
+        return self.take_each([Want(limit, max_bytes)], without=without)
+
+    def take_each(self, wants: Sequence[Want], *, without: Sequence[int] = ()) -> list[Work]:
+        """Take what waits, as much of each queue as is wanted: first what has no job, then by the jobs' priority, of
+        each the oldest first. No more bytes than wanted but for a first document that is larger; nothing of the
+        collections `without`, by their `id`, and nothing of a job that is paused.
         """
         with self._database.read() as connection:  # the common answer needs no lock
-            if not _waiting(connection, 1, without, queue):
-                return []
+            owners = jobs.running(connection)
+            there = [each for each in wants if _waiting(connection, 1, owners, without, each.queue)]
+        if not there:
+            return []
+        moment = self.jobs.moments.count
         with self._database.claim() as connection:
             chosen: list[int] = []
-            total = 0
-            for seq, size in _waiting(connection, limit, without, queue, lock=True):
-                total += size
-                if chosen and total > max_bytes:
-                    break
-                chosen.append(seq)
+            owners = jobs.running(connection)
+            for want in there:
+                total = 0
+                for seq, size in _waiting(connection, want.documents, owners, without, want.queue, lock=True):
+                    if total and total + size > want.max_bytes:
+                        break
+                    total += size
+                    chosen.append(seq)
             mine = {"state": "working", "taken": _D.version, "taken_by": self._membership.id}
             taken = update(DOCUMENT).where(_D.seq.in_(chosen))
             connection.execute(taken.values(**mine, attempts=_D.attempts + 1))
-            owners = {row.id: as_collection(row) for row in connection.execute(select(COLLECTION))}
+            owners_of = {row.id: as_collection(row) for row in connection.execute(select(COLLECTION))}
             source = SOURCE.c.document_seq == func.coalesce(_D.original, _D.seq)
-            query = select(DOCUMENT, SOURCE.c.body).join(SOURCE, source)
+            query = select(DOCUMENT, SOURCE.c.body, _TWIN.exists().label("twins")).join(SOURCE, source)
             rows = {row.seq: row for row in connection.execute(query.where(_D.seq.in_(chosen)))}
         if len(rows) < len(chosen):
             self._give_up(set(chosen) - set(rows))
-        return [as_work(rows[seq], owners[rows[seq].collection_id]) for seq in chosen if seq in rows]
+        return [as_work(rows[seq], owners_of[rows[seq].collection_id], moment=moment) for seq in chosen if seq in rows]
 
     def _give_up(self, taken: Iterable[int]) -> None:
         """What they were to be made of went away."""
@@ -426,20 +460,23 @@ class Catalog:
         """Documents of its collection of which the store may have the chunks that this one will have, and how many of
         them were cut short: itself, as it was before its last change, unless it is an image; a few of the same bytes.
         """
+        changed = work.version > 1 and not work.media_type.startswith("image/")
+        if not changed and not work.twins:
+            return []
+        same = select(_D.id, _D.truncated).where(_D.collection_id == work.collection.id)
         with self._database.read() as connection:
-            same = select(_D.id, _D.truncated).where(_D.collection_id == work.collection.id)
-            found: list[tuple[str, int]] = []
-            if work.version > 1 and not work.media_type.startswith("image/"):
-                found += [(row.id, row.truncated) for row in connection.execute(same.where(_D.seq == work.seq))]
-            source = SOURCE.c.document_seq == func.coalesce(_D.original, _D.seq)
-            twins = same.join(SOURCE, source).where(_D.size == len(work.body), _D.media_type == work.media_type)
-            twins = twins.where(_D.seq != work.seq, _D.state == "ready", SOURCE.c.body == work.body).limit(_TWINS)
-            return found + [(row.id, row.truncated) for row in connection.execute(twins)]
+            found = connection.execute(same.where(_D.seq == work.seq)).all() if changed else []
+            mine = select(_D.body_hash).where(_D.seq == work.seq).scalar_subquery()
+            twins = same.where(_D.body_hash == mine, _D.seq != work.seq, _D.state == "ready")
+            found = [*found, *connection.execute(twins.where(_D.media_type == work.media_type).limit(_TWINS))]
+        return [(row.id, row.truncated) for row in found]
 
     def goes_on(self, work: Work) -> bool:
         """Whether a document in hand is still to be worked on: it did not change, and its job was not paused or
-        cancelled.
+        cancelled. Of a catalog of one's own, nothing is looked up while nothing of the kind has happened.
         """
+        if not self.shared and work.moment == self.jobs.moments.count:
+            return True
         with self._database.read() as connection:
             return self._is_still(connection, work) and (work.job is None or jobs.runs(connection, work.job))
 
@@ -451,30 +488,33 @@ class Catalog:
         job was cancelled.
         """
         with self._database.write() as connection:
-            return [self._settle(connection, outcome) for outcome in outcomes]
+            tally = jobs.Tally(connection)
+            settled = [self._settle(connection, outcome, tally) for outcome in outcomes]
+            tally.close()
+            return settled
 
     def _is_still(self, connection: Connection, work: Work) -> bool:
-        """It is at the version that was taken, in this hand, and its collection is stored where it was."""
-        place = select(_C.id).where(_C.id == _D.collection_id, _C.stored_as == work.collection.stored_as).exists()
-        still = select(_D.seq).where(_held(work, self._membership.id), _D.version == work.version, place)
-        return connection.execute(still.where(_D.state == "working")).first() is not None
+        return connection.execute(_UNCHANGED, self._named(work)).first() is not None
 
-    def _settle(self, connection: Connection, outcome: Outcome) -> bool:
+    def _named(self, work: Work) -> dict[str, object]:
+        place = work.collection.stored_as
+        return {"of": work.seq, "at": work.version, "by": self._membership.id, "place": place}
+
+    def _settle(self, connection: Connection, outcome: Outcome, tally: jobs.Tally) -> bool:
         work = outcome.work
-        mine = update(DOCUMENT).where(_held(work, self._membership.id))
-        if not self._is_still(connection, work):
-            again = case((_D.state == "working", "waiting"), else_=_D.state)
-            connection.execute(mine.values(state=again, **_FREE))
+        now = _SETTLED.values(**_settled(outcome), **_FREE, updated=_now())
+        if connection.execute(now, self._named(work)).rowcount == 0:
+            connection.execute(_LATE, self._named(work))
             return False
-        connection.execute(mine.values(**_settled(outcome), **_FREE, updated=_now()))
         match outcome:
             case Ready(text=text):
-                jobs.settle(connection, work.seq, "ready")
+                tally.settle(work.seq, "ready")
                 if text.encode() != work.body:
                     connection.execute(insert(TEXT).values(document_seq=work.seq, text=text))
             case Failed(error=error):
-                jobs.settle(connection, work.seq, "failed", error)
+                tally.settle(work.seq, "failed", error)
             case Returned():
+                tally.close()
                 return not jobs.taken_back(connection, work.job, work.seq)
         return True
 
@@ -564,12 +604,17 @@ def _document(connection: Connection, collection: Collection, document_id: str, 
 
 
 def _waiting(
-    connection: Connection, limit: int, without: Sequence[int], queue: Queue | None, *, lock: bool = False
+    connection: Connection,
+    limit: int,
+    running: Sequence[int],
+    without: Sequence[int],
+    queue: Queue | None,
+    *,
+    lock: bool = False,
 ) -> list[tuple[int, int]]:
     """Place and size of what is to be taken next; locked, what others are taking is passed over."""
     found: list[tuple[int, int]] = []
-    owners = [] if queue == "single" else jobs.running(connection)
-    for job in owners if queue == "jobs" else [None, *owners]:
+    for job in {"single": [None], "jobs": running}.get(queue or "", [None, *running]):
         query = select(_D.seq, _D.size).where(_WAITING, _D.job.is_(None) if job is None else _D.job == job)
         if queue is not None:
             query = query.where(_D.size > LARGE if queue == "large" else _D.size <= LARGE)
@@ -644,6 +689,7 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
         "media_type": new.media_type,
         "size": len(new.body),
         "content_hash": digest,
+        "body_hash": sha256(new.body).hexdigest(),
         "version": 1 if before is None else before.version + 1,
         "state": "waiting",
         "error": "",
@@ -663,10 +709,6 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
     connection.execute(update(SOURCE).where(SOURCE.c.document_seq == before.seq).values(body=new.body))
     connection.execute(delete(TEXT).where(TEXT.c.document_seq == before.seq))
     return Put(document=_document(connection, collection, new.id), change="created" if back else "updated")
-
-
-def _held(work: Work, member: int) -> ColumnElement[bool]:
-    return and_(_D.seq == work.seq, _D.taken == work.version, _D.taken_by == member)
 
 
 def _settled(outcome: Outcome) -> dict[str, object]:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Row,
     Select,
     and_,
+    bindparam,
     delete,
     func,
     insert,
@@ -43,6 +44,14 @@ _J, _I, _D = JOB.c, JOB_ITEM.c, DOCUMENT.c
 _WAITS: Final = _I.state == literal_column("'waiting'")
 """Written out, not bound: SQLite uses an index on some of the rows only where the query says which."""
 
+_WAITING_FOR: Final = select(_I.job_id).where(_I.document_seq == bindparam("of"), _WAITS)
+_SETTLED: Final = (
+    update(JOB_ITEM)
+    .where(_I.document_seq == bindparam("of"), _WAITS)
+    .values(state=bindparam("to"), error=bindparam("why"))
+)
+"""Made once: a statement takes longer to build than to run."""
+
 _COUNTS: Final = ("ready", "failed", "refused", "skipped", "unchanged", "moved")
 _FINISHED: Final = _J.ready + _J.failed + _J.refused + _J.skipped + _J.unchanged + _J.moved
 
@@ -57,6 +66,13 @@ class Entered:
     error: str = ""
 
 
+class Moments:
+    """Counts what may take documents out of the hands that have them; of this process alone."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class JobLedger:
     """The jobs in a migrated database. Each method is one transaction; blocking; any thread.
 
@@ -67,6 +83,7 @@ class JobLedger:
     def __init__(self, database: Transactions, *, member: int = 0) -> None:
         self._database = database
         self._member = member
+        self.moments = Moments()
 
     def create(
         self,
@@ -211,6 +228,7 @@ class JobLedger:
                 return found
             if found.state == "done":
                 raise Conflict(f"job {job_id} is done; remove its documents to undo it")
+            self.moments.count += 1
             _take_back(connection, _D.job == job_id, only=job_id, error=_CANCELLED)
             if found.kind == "reindex":
                 _abandon(connection, job_id)
@@ -259,6 +277,7 @@ class JobLedger:
                 raise DocumentNotFound(f"job {job_id} has no document {document!r}", name=document)
             if item.state != "waiting":
                 raise Conflict(f"the document {document!r} is {item.state}: there is nothing to skip")
+            self.moments.count += 1
             this = _D.seq == item.document_seq
             # one in hand: its result is for a version that is no more
             held = update(DOCUMENT).where(this, _D.state == "working")
@@ -284,6 +303,7 @@ class JobLedger:
             found = job(connection, job_id)
             if found.state not in {"running", "paused"}:
                 raise Conflict(f"job {job_id} is {found.state} and cannot be {verb}")
+            self.moments.count += 1
             connection.execute(update(JOB).where(_J.id == job_id).values(state=to))
             _end(connection, [job_id])
             return job(connection, job_id)
@@ -380,6 +400,26 @@ def enter(connection: Connection, job_id: int, collection: str, documents: Seque
 def settle(connection: Connection, document_seq: int, state: ItemState, error: str = "") -> None:
     """The document that jobs wait for, if any does, needs nothing more."""
     _settle(connection, _I.document_seq == document_seq, state, error)
+
+
+class Tally:
+    """What jobs wait for no more, of many documents: each item is settled at once, and each job counted at the end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._counts: dict[int, Counter[str]] = {}
+
+    def settle(self, document_seq: int, state: ItemState, error: str = "") -> None:
+        """As `settle`."""
+        for (job_id,) in self._connection.execute(_WAITING_FOR, {"of": document_seq}).all():
+            self._counts.setdefault(job_id, Counter())[state] += 1
+            self._connection.execute(_SETTLED, {"of": document_seq, "to": state, "why": error})
+
+    def close(self) -> None:
+        """Count."""
+        for job_id, counts in self._counts.items():
+            _count(self._connection, job_id, counts)
+        self._counts = {}
 
 
 def settle_all(connection: Connection, collection_ids: Sequence[int], collection: str, error: str) -> None:

@@ -138,7 +138,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A document taken from the queue. No one else gets it, in any version, until it is settled."""
+    """A document taken from the queue. No one else gets it, in any version, until it is settled.
+
+    Attributes:
+        twins: the collection has other documents of the same bytes.
+        moment: when it was taken, by the count of what may take documents back.
+    """
 
     collection: Collection
     seq: int
@@ -150,6 +155,8 @@ class Work:
     media_type: str
     body: bytes
     job: int | None = None
+    twins: bool = False
+    moment: int = 0
 
     @property
     def queue(self) -> Queue:
@@ -157,6 +164,15 @@ class Work:
         if len(self.body) > LARGE:
             return "large"
         return "single" if self.job is None else "jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """How much of what is to be taken: documents and bytes at most, from one queue or all."""
+
+    documents: int
+    max_bytes: int = 32 * 2**20
+    queue: Queue | None = None
 
 
 @dataclass(frozen=True, slots=True)

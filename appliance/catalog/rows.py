@@ -33,13 +33,13 @@ def as_document(row: Row[Any]) -> Document:
     """A row of DOCUMENT with its collection's name."""
     values = dict(row._mapping)  # noqa: SLF001  # same
     values["in_hand"] = values.pop("taken") is not None
-    for ours in ("collection_id", "job", "moved_from", "original", "taken_by"):
+    for ours in ("collection_id", "job", "moved_from", "original", "taken_by", "body_hash"):
         del values[ours]
     return Document(**values)
 
 
-def as_work(row: Row[Any], collection: Collection) -> Work:
-    """A row of DOCUMENT with the source's body."""
+def as_work(row: Row[Any], collection: Collection, *, moment: int) -> Work:
+    """A row of DOCUMENT with the source's body, and whether the collection has the same bytes elsewhere."""
     return Work(
         collection=collection,
         seq=row.seq,
@@ -51,4 +51,6 @@ def as_work(row: Row[Any], collection: Collection) -> Work:
         media_type=row.media_type,
         body=row.body,
         job=row.job,
+        twins=bool(row.twins),
+        moment=moment,
     )

@@ -43,7 +43,7 @@ _GONE: Final = "it was removed or renamed before its turn came"
 _C, _D = COLLECTION.c, DOCUMENT.c
 _OLD: Final = DOCUMENT.alias("original")
 _O: Final = _OLD.c
-_COPIED: Final = ("title", "metadata", "media_type", "size", "content_hash")
+_COPIED: Final = ("title", "metadata", "media_type", "size", "content_hash", "body_hash")
 """Of a document, what its successor's is made with."""
 
 _COUNTED: Final = ("title", "metadata", "state", "error", "attempts", "chunks", "tokens", "truncated")

@@ -91,7 +91,7 @@ class DocumentRow(SQLModel, table=True):
         UniqueConstraint("collection_id", "id"),
         Index("document_in_order", "collection_id"),
         Index("document_by_state", "collection_id", "state"),
-        Index("document_by_size", "collection_id", "size"),
+        Index("document_by_body", "collection_id", "body_hash"),
         Index("document_waiting", "job", "seq", sqlite_where=text("state = 'waiting' AND taken IS NULL")),
         Index("document_in_hand", "collection_id", sqlite_where=text("taken IS NOT NULL")),
         Index("document_leaving", "seq", sqlite_where=text("state = 'removing'")),
@@ -128,6 +128,7 @@ class DocumentRow(SQLModel, table=True):
     job: int | None
     moved_from: str | None = Field(sa_column=Column(Words))
     original: int | None
+    body_hash: str = Field(sa_column=Column(Text, nullable=False, server_default=""))
 
 
 def _of_document() -> Column[int]:

@@ -24,6 +24,7 @@ from appliance.catalog.records import (
     Ready,
     Refusal,
     Returned,
+    Want,
     Work,
 )
 from appliance.embedding.images import MAX_PIXELS
@@ -476,10 +477,8 @@ class Ingestor:
             self._wake.clear()
             try:
                 works = await asyncio.to_thread(self._taken)
-                if not works and woken:
-                    successors = await asyncio.to_thread(self._catalog.successors.all)
-                    if successors:
-                        await self._change(self._upkeep.finish)
+                if not works and woken and self._upkeep.building:
+                    await self._change(self._upkeep.finish)
             except Exception as error:  # noqa: BLE001  # whatever it is, the queue must go on
                 await self._paused(_QUEUE, error)
                 self._wake.set()
@@ -488,17 +487,12 @@ class Ingestor:
             for work in works:
                 self._lanes.of(work).enter(work)
                 self._spawn(self._prepare(work))
-            if works:
-                self._wake.set()
 
     def _taken(self) -> list[Work]:
         """What there is room for."""
         without = [held for held, until in self._held.items() if until > monotonic()]
-        works: list[Work] = []
-        for lane in self._lanes.all():
-            if lane.free > 0:
-                works += self._catalog.take(lane.free, max_bytes=lane.room, without=without, queue=lane.queue)
-        return works
+        wants = [Want(lane.free, lane.room, lane.queue) for lane in self._lanes.all() if lane.free > 0]
+        return self._catalog.take_each(wants, without=without) if wants else []
 
     async def _prepare(self, work: Work) -> None:
         done: _Done
@@ -535,7 +529,10 @@ class Ingestor:
                 self._lanes.of(each.work).leave(each.work)
             self._wake.set()
             try:
-                await self._change(self._upkeep.advance if whole else self._upkeep.finish)
+                if not whole:
+                    await self._change(self._upkeep.finish)
+                elif self._upkeep.building:
+                    await self._change(self._upkeep.advance)
             except Exception as error:  # noqa: BLE001  # what is left is finished after the next commit
                 await self._paused(_FINISH, error)
             else:

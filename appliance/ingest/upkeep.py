@@ -33,6 +33,8 @@ class Upkeep:
         self._keep = keep
         self.moving = False
         """The store was away when it was to be told a name."""
+        self.building = False
+        """There are successors, as far as this appliance knows."""
         self._queued = False
         self._replaced: list[int] = []
 
@@ -85,7 +87,7 @@ class Upkeep:
             self._catalog.jobs.cancel(job.id)
             self.finish_removals()
             raise
-        self._queued = True
+        self._queued = self.building = True
         self.advance()
         return self._catalog.jobs.job(job.id)
 
@@ -115,6 +117,7 @@ class Upkeep:
                     case "replaced":
                         self._replaced.append(successor.job or 0)
                         log.info("collection reindexed", collection=successor.known_as, model=successor.model)
+        self.building = bool(self._catalog.successors.all())
 
     # Documents
 
@@ -161,6 +164,7 @@ class Upkeep:
     def left_behind(self, *, successors: bool) -> bool:
         """Whether appliances have left something that are gone; or, if asked for, successors have nothing to do."""
         self._catalog.check()
+        self.building = bool(self._catalog.successors.all())
         removals = self._catalog.pending_removals()
         left = [*removals.documents, *removals.collections, *self._catalog.pending_moves()]
         return bool(left) or self._catalog.left_behind() or (successors and bool(self._catalog.successors.due()))
