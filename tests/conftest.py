@@ -482,3 +482,15 @@ def live_minilm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def documents() -> Any:
     """`tests/documents.py`: documents of every format."""
     return _module("documents")
+
+
+@pytest.fixture(scope="session")
+def mixed() -> Any:
+    """`tests/mixed.py`: a folder of files of every format."""
+    return _module("mixed")
+
+
+@pytest.fixture(scope="session")
+def hostile() -> Any:
+    """`tests/hostile.py`: files that nobody can read."""
+    return _module("hostile")

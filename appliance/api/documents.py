@@ -36,7 +36,7 @@ from appliance.api.deps import (
 )
 from appliance.api.errors import envelope
 from appliance.catalog.jobs import PRIORITIES
-from appliance.catalog.records import Document, DocumentState, Page
+from appliance.catalog.records import MAX_ID, Document, DocumentState, Page, unfit_id
 from appliance.errors import CollectionNotFound, InvalidInput
 from appliance.ingest import archive
 from appliance.ingest.prepare import Incoming, Receipt
@@ -65,20 +65,12 @@ TextType = Literal["text/plain", "text/markdown", "text/html"]
 
 
 def _addressable(given: str) -> str:
-    """The id, if `/documents/{id}` leads to it: clients and proxies resolve `.` and `..`, some merge slashes."""
-    parts = given.split("/")
-    if any(part in {".", ".."} for part in parts):
-        raise ValueError("an id has no part that is . or ..: clients would leave it out of the address")
-    if not all(parts):
-        raise ValueError("an id has no slash at its ends and no two in a row")
-    if any(ord(character) < ord(" ") or "\x7f" <= character <= "\x9f" for character in given):
-        raise ValueError("an id has no control characters")
-    if len(parts) > 1 and parts[-1] in {"chunks", "similar"}:
-        raise ValueError(f"an id does not end in /{parts[-1]}: that is an address of its own")
+    if fault := unfit_id(given):
+        raise ValueError(fault)
     return given
 
 
-DocumentId = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_addressable)]
+DocumentId = Annotated[str, Field(min_length=1, max_length=MAX_ID), AfterValidator(_addressable)]
 """A document's name within its collection. Slashes are allowed where they part something."""
 
 Title = Annotated[str, Field(max_length=1000)]

@@ -30,6 +30,7 @@ from appliance.catalog.jobs import Entered, JobLedger
 from appliance.catalog.members import Alone, Membership
 from appliance.catalog.records import (
     LARGE,
+    MAX_ID,
     Chunking,
     Collection,
     Document,
@@ -61,9 +62,6 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _IN: Final = 500
 """Values of one IN."""
-
-MAX_ID: Final = 512
-"""Characters of a document's id."""
 
 _C, _D = COLLECTION.c, DOCUMENT.c
 _WAITING: Final = and_(_D.state == literal_column("'waiting'"), _D.taken.is_(None))
@@ -312,15 +310,25 @@ class Catalog:
             )
             return dict(connection.execute(query).all())
 
-    def holds(self, collection: str, document_id: str, body: bytes) -> bool:
-        """Whether a document of this id came as these very bytes and did not fail. CollectionNotFound."""
+    def held(self, collection: str, bodies: Mapping[str, bytes], *, job: int | None = None) -> set[str]:
+        """Ids of the documents that came as these very bytes and did not fail, or failed in this job.
+        CollectionNotFound.
+        """
+        good = _D.state.in_(("waiting", "working", "ready"))
+        kept = good if job is None else or_(good, and_(_D.state == "failed", _D.job == job))
+        same: set[str] = set()
+        ids = list(bodies)
         with self._database.read() as connection:
             owner = found_collection(connection, collection)
-            query = select(SOURCE.c.body).join(DOCUMENT, _D.seq == SOURCE.c.document_seq)
-            good = _D.state.in_(("waiting", "working", "ready"))
-            query = query.where(_D.collection_id == owner.id, _D.id == document_id, _D.size == len(body), good)
-            kept = connection.execute(query).scalar()
-        return kept is not None and bytes(kept) == body
+            query = select(_D.id, SOURCE.c.body).join(SOURCE, SOURCE.c.document_seq == _D.seq)
+            query = query.where(_D.collection_id == owner.id, kept)
+            for start in range(0, len(ids), _IN):
+                part = ids[start : start + _IN]
+                rows = connection.execute(
+                    query.where(_D.id.in_(part), _D.size.in_({len(bodies[each]) for each in part}))
+                )
+                same.update(row.id for row in rows if row.body == bodies[row.id])
+        return same
 
     def documents(
         self,

@@ -190,6 +190,11 @@ class JobLedger:
         page = tuple(Item(*row) for row in rows[:limit])
         return Items(page, next=page[-1].seq if page and len(rows) > limit else None)
 
+    def skipped(self, job_id: int) -> set[str]:
+        """Ids of documents that were taken back from the job, removed or replaced before their turn came."""
+        with self._database.read() as connection:
+            return set(connection.execute(select(_I.id).where(_I.job_id == job_id, _I.state == "skipped")).scalars())
+
     def close(self, job_id: int, *, error: str = "") -> Job:
         """Nothing more comes by itself: the job runs, and ends with its documents. Raises JobNotFound."""
         with self._database.write() as connection:

@@ -19,6 +19,12 @@ ItemState: TypeAlias = Literal["waiting", "ready", "failed", "refused", "skipped
 Queue: TypeAlias = Literal["single", "jobs", "large"]
 Strategy: TypeAlias = Literal["structure", "sentences", "fixed", "code"]
 
+MAX_ID: Final = 512
+"""Characters of a document's id."""
+
+BELOW: Final = frozenset({"chunks", "similar"})
+"""What an address may have behind that of a document: `/documents/{id}/chunks`."""
+
 
 LARGE: Final = 2**20
 """Bytes of a document that is more than most."""
@@ -346,6 +352,25 @@ def under_name(document: NewDocument, old: str) -> NewDocument:
     title = before if document.title == now else document.title
     named = document.metadata.get("source") == now
     return replace(document, title=title, metadata={**document.metadata, **({"source": before} if named else {})})
+
+
+def unfit_id(given: str) -> str:
+    """Why no document can be called this; empty where one can.
+
+    `/documents/{id}` has to lead to it: clients and proxies resolve `.` and `..`, and some merge slashes.
+    """
+    parts = given.split("/")
+    if not 0 < len(given) <= MAX_ID:
+        return f"an id has 1 to {MAX_ID} characters"
+    if any(part in {".", ".."} for part in parts):
+        return "an id has no part that is . or ..: clients would leave it out of the address"
+    if not all(parts):
+        return "an id has no slash at its ends and no two in a row"
+    if any(ord(character) < ord(" ") or "\x7f" <= character <= "\x9f" for character in given):
+        return "an id has no control characters"
+    if len(parts) > 1 and parts[-1] in BELOW:
+        return f"an id does not end in /{parts[-1]}: that is an address of its own"
+    return ""
 
 
 def content_hash(document: NewDocument) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Final
 
+from appliance.catalog.records import BELOW, MAX_ID
 from appliance.errors import InvalidInput
 from appliance.ingest.folder import LARGEST, Skipped, unwanted
 
@@ -31,9 +32,6 @@ _FREE: Final = 2**20
 
 _DIRECTORY: Final = 4 * 2**20
 """Bytes of a ZIP archive's list of files."""
-
-_LONGEST: Final = 512
-"""Characters of an id."""
 
 _BLOCK: Final = 2**16
 _END: Final = struct.Struct("<4s4H2LH")
@@ -240,11 +238,11 @@ def _named(given: str, prefix: str) -> str:
     """An id from a name that may say anything: no way up, no drive, no control characters, no empty parts."""
     parts = [_part(part) for part in re.sub(r"^[A-Za-z]:", "", given.replace("\\", "/")).split("/")]
     name = "/".join([prefix, *(part for part in parts if part not in {"", ".", ".."})])
-    if name.endswith("/chunks"):  # the address of a document's chunks
+    if name.rpartition("/")[2] in BELOW:  # an address of its own
         name += "_"
-    if len(name) > _LONGEST:
+    if len(name) > MAX_ID:
         ending = PurePosixPath(name).suffix[:20]
-        name = name[: _LONGEST - len(ending)] + ending
+        name = name[: MAX_ID - len(ending)] + ending
     return name
 
 

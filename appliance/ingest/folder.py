@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from appliance.catalog.records import unfit_id
 from appliance.ingest.formats.detect import ENDINGS
 
 if TYPE_CHECKING:  # imported where an ignore file is found
@@ -146,8 +147,8 @@ def read_inside(border: Path, path: Path) -> bytes:
     Raises:
         OSError: as `Found.read`.
     """
-    root = border.resolve(strict=True)
-    inside = path.resolve(strict=True)
+    root = resolved(border, strict=True)
+    inside = resolved(path, strict=True)
     if not inside.is_relative_to(root) or inside == root:
         raise PermissionError(errno.EPERM, "it lies outside the folder")
     *folders, name = inside.relative_to(root).parts
@@ -172,6 +173,14 @@ def _content(file: int) -> bytes:
     if len(content) > LARGEST:
         raise OSError(errno.EFBIG, _too_large())
     return content
+
+
+def resolved(path: Path, *, strict: bool = False) -> Path:
+    """Where a path leads. Raises OSError if it is to be strict and leads nowhere. Blocking.
+
+    `Path.resolve` has a RuntimeError for links in a circle before Python 3.13.
+    """
+    return Path(os.path.realpath(path, strict=strict))
 
 
 def why(error: OSError) -> str:
@@ -278,9 +287,11 @@ def _closed(folder: Path, ignored: _Ignored) -> str:
 def _judged(path: Path, identity: str, *, border: Path | None) -> Found | Skipped:
     if _text(identity) != identity:
         return Skipped(_text(identity), "its name is not UTF-8")
-    inside = border if border is not None else path.resolve().parent
+    if fault := unfit_id(identity):
+        return Skipped(identity, f"its name makes no id: {fault}")
+    inside = border if border is not None else resolved(path).parent
     try:
-        if not path.resolve(strict=True).is_relative_to(inside.resolve()):
+        if not resolved(path, strict=True).is_relative_to(resolved(inside)):
             return Skipped(identity, "a link that leads out of the folder")
         about = path.stat()
     except OSError as error:

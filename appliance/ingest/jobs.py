@@ -33,7 +33,18 @@ from appliance.errors import (
 )
 from appliance.ingest.archive import members
 from appliance.ingest.events import Events
-from appliance.ingest.folder import BATCH_BYTES, BATCH_FILES, Changes, Follower, Found, Skipped, batches, below, why
+from appliance.ingest.folder import (
+    BATCH_BYTES,
+    BATCH_FILES,
+    Changes,
+    Follower,
+    Found,
+    Skipped,
+    batches,
+    below,
+    resolved,
+    why,
+)
 from appliance.ingest.ingestor import Ingestor, Over
 from appliance.ingest.notice import Notice
 from appliance.ingest.prepare import Incoming
@@ -392,7 +403,7 @@ class Jobs:
         inside = []
         for root in self._roots:
             path = Path(os.path.normpath(root / given))
-            if path.is_relative_to(root) and path.resolve().is_relative_to(root.resolve()):
+            if path.is_relative_to(root) and resolved(path).is_relative_to(resolved(root)):
                 inside.append((root, path))
         if not inside:
             raise NotAllowed("that path is not below one of the folders in the setting ingest_roots")
@@ -404,7 +415,7 @@ class Jobs:
         while True:
             try:
                 await self._walked(job)
-            except (NotFound, NotAllowed, ModelMismatch) as gone:
+            except (InvalidInput, NotFound, NotAllowed, ModelMismatch) as gone:
                 error = gone.message
             except Conflict:  # it was cancelled
                 pass
@@ -423,7 +434,7 @@ class Jobs:
         root, folder = await asyncio.to_thread(self._within, job.origin)
         prefix = _name(root, folder) + "/"
 
-        def look() -> tuple[dict[str, Found], list[Skipped], dict[str, int]]:
+        def look() -> tuple[dict[str, Found], list[Skipped], dict[str, int], set[str]]:
             with os.scandir(folder):
                 pass
             every = list(below(root, folder))
@@ -431,26 +442,28 @@ class Jobs:
             skipped = [each for each in every if isinstance(each, Skipped)]
             unseen = tuple(each.id for each in skipped if each.unseen)
             sizes = self._catalog.sizes(job.collection, prefix)
-            return found, skipped, {n: s for n, s in sizes.items() if n not in found and not n.startswith(unseen)}
+            gone = {n: s for n, s in sizes.items() if n not in found and not n.startswith(unseen)}
+            return found, skipped, gone, self._ledger.skipped(job.id)
 
-        found, skipped, gone = await asyncio.to_thread(look)
+        found, skipped, gone, taken_back = await asyncio.to_thread(look)
         refused = [Refusal(each.id, each.reason) for each in skipped if each.reason not in _LEFT_OUT]
         for start in range(0, len(refused), 1000):
             part = refused[start : start + 1000]
             await asyncio.to_thread(partial(self._catalog.enter, job.collection, job.id, refused=part))
-        await self._take_in(job.collection, list(found.values()), gone, job=job.id)
+        files = [each for name, each in found.items() if name not in taken_back]  # before the walk was cut short
+        await self._take_in(job.collection, files, gone, job=job.id)
         if job.prune and found:
             await self._remove(job.collection, gone)
 
     async def _take_in(
-        self, collection: str, files: Sequence[Found], gone: Mapping[str, int], *, job: int | None
+        self, collection: str, files: Sequence[Found], gone: Mapping[str, int], *, job: int | None, again: bool = False
     ) -> list[str]:
         """Put files in, each under its id; one of the content of a document that is gone takes that one's place. Why
         some were refused.
         """
         reasons: list[str] = []
         for batch in batches(files):
-            incoming, same, refused = await asyncio.to_thread(self._read, collection, batch)
+            incoming, same, refused = await asyncio.to_thread(self._read, collection, batch, None if again else job)
             sizes = {len(each.body) for each in incoming}
             candidates = [name for name, size in gone.items() if size in sizes]
             receipts = await self._ingestor.add(collection, incoming, wait=0, job=job, moved_from=candidates)
@@ -462,22 +475,23 @@ class Jobs:
                 self.touch(job)
         return reasons
 
-    def _read(self, collection: str, batch: Sequence[Found]) -> tuple[list[Incoming], list[str], list[Refusal]]:
-        """What is new of the files, which are as they were, and which cannot be read."""
-        incoming, same, refused = [], [], []
+    def _read(
+        self, collection: str, batch: Sequence[Found], job: int | None
+    ) -> tuple[list[Incoming], list[str], list[Refusal]]:
+        """What is new of the files, which are as they were or failed in this job, and which cannot be read."""
+        bodies, names, refused = {}, {}, []
         for file in batch:
             try:
-                body = file.read()
+                bodies[file.id] = file.read()
             except FileNotFoundError:  # it went away meanwhile
                 continue
             except OSError as error:
                 refused.append(Refusal(file.id, why(error)))
                 continue
-            if self._catalog.holds(collection, file.id, body):
-                same.append(file.id)
-            else:
-                incoming.append(Incoming(body, id=file.id, name=file.path.name))
-        return incoming, same, refused
+            names[file.id] = file.path.name
+        held = self._catalog.held(collection, bodies, job=job)
+        incoming = [Incoming(body, id=each, name=names[each]) for each, body in bodies.items() if each not in held]
+        return incoming, [each for each in bodies if each in held], refused
 
     async def _remove(self, collection: str, gone: Iterable[str]) -> None:
         """Remove documents; those that took another name, or went already, are no more."""
@@ -543,7 +557,7 @@ class Jobs:
             job = (await asyncio.to_thread(standing)).id
             refused = [Refusal(each.id, each.reason) for each in left_out]
             await asyncio.to_thread(partial(self._catalog.enter, collection, job, refused=refused))
-        reasons = await self._take_in(collection, changes.put, gone, job=job)
+        reasons = await self._take_in(collection, changes.put, gone, job=job, again=True)
         await self._remove(collection, gone)
         if job is not None:
             await asyncio.to_thread(self._ledger.leave, job, changes.gone)

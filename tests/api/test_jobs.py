@@ -330,6 +330,9 @@ class TestFoldersOfTheServer:
         for field in ("path", "folder"):
             assert httpx.post(f"{server.url}/documents", json={field: "nothing"}).status_code == 404
         assert httpx.post(f"{server.url}/documents", json={"path": "notes"}).status_code == 422
+        (root / "round").symlink_to("round")
+        answers = [httpx.post(f"{server.url}/documents", json={field: "round"}) for field in ("path", "folder")]
+        assert [answer.status_code for answer in answers] == [422, 404]
         assert client.post("/documents", json={"path": "notes/a.md"}).status_code == 403
         wrong: list[dict[str, object]] = [
             {"path": "a", "text": "b"},

@@ -285,10 +285,24 @@ def test_sizes_are_of_what_begins_so_and_bodies_are_compared(catalog: Catalog) -
     catalog.put_documents("c", [new("notes/a"), new("notes/b", "longer text"), new("notes"), new("other/a")])
 
     assert catalog.sizes("c", "notes/") == {"notes/a": 9, "notes/b": 11}
-    assert catalog.holds("c", "notes/a", b"some text")
-    assert not catalog.holds("c", "notes/a", b"some tex!")
-    assert not catalog.holds("c", "nothing", b"some text")
+    same, other = b"some text", b"some tex!"
+    assert catalog.held("c", {"notes/a": same, "notes/b": same, "other/a": other, "notes": same, "nothing": same}) == {
+        "notes/a",
+        "notes",
+    }
     assert [each.id for each in catalog.documents("c", limit=9, prefix="notes/").documents] == ["notes/a", "notes/b"]
+
+
+def test_what_failed_is_held_for_the_job_that_it_failed_in_and_for_nobody_else(catalog: Catalog) -> None:
+    made = job(catalog, new("a"))
+    catalog.put_documents("c", [new("b")])
+    catalog.settle([Failed(work, "x") for work in catalog.take(9)])
+    bodies = {"a": b"some text", "b": b"some text"}
+
+    assert catalog.held("c", bodies, job=made.id) == {"a"}
+    assert catalog.held("c", {"a": b"changed"}, job=made.id) == set()
+    assert catalog.held("c", bodies, job=made.id + 1) == set()
+    assert catalog.held("c", bodies) == set()
 
 
 def test_whatever_happens_counts_agree_with_the_documents(  # noqa: C901, PLR0912  # one branch a step

@@ -78,6 +78,7 @@ def test_others_are_none(name: str) -> None:
         ("a\nb\x1b.txt", "x/ab.txt"),
         ("cafe\u0301.txt", "x/caf\u00e9.txt"),
         ("deep/chunks", "x/deep/chunks_"),
+        ("deep/similar", "x/deep/similar_"),
         (" a .txt", "x/a .txt"),
     ],
 )

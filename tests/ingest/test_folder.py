@@ -56,6 +56,43 @@ class TestIgnoring:
         assert {each.id for each in find([root]) if isinstance(each, Skipped)} >= {f"notes/deep/{IGNORE_FILE}"}
 
 
+class TestNames:
+    def test_a_link_in_a_circle_is_left_out_and_takes_no_other_file_with_it(self, root: Path) -> None:
+        (root / "round.md").symlink_to("around.md")
+        (root / "around.md").symlink_to("round.md")
+
+        found = list(find([root]))
+        alone = list(find([root / "round.md"]))
+
+        reason = "too many levels of symbolic links"
+        assert [each for each in found if isinstance(each, Skipped)] == [
+            Skipped("notes/around.md", reason),
+            Skipped("notes/round.md", reason),
+        ]
+        assert len(found) == 7
+        assert alone == [Skipped("round.md", reason)]
+        with pytest.raises(OSError, match="Too many levels"):
+            read_inside(root, root / "round.md")
+
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [
+            ("/".join(["d" * 200] * 3) + "/a.md", "1 to 512 characters"),
+            ("two\nlines.md", "control characters"),
+            ("deep/chunks", "an address of its own"),
+            ("similar", "an address of its own"),
+        ],
+    )
+    def test_a_file_whose_path_makes_no_id_is_left_out_with_the_reason(self, root: Path, name: str, why: str) -> None:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("words")
+
+        (skipped,) = [each for each in find([root]) if isinstance(each, Skipped)]
+
+        assert skipped.id == f"notes/{name}"
+        assert why in skipped.reason
+
+
 class TestReading:
     def test_a_file_is_read_through_a_link_inside_its_folder(self, root: Path) -> None:
         (root / "link.md").symlink_to("deep/b.md")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from appliance.catalog.catalog import Catalog
-from appliance.catalog.records import Job, NewDocument
+from appliance.catalog.records import Failed, Job, NewDocument
 from appliance.database import Database
 from appliance.embedding.spec import ModelSpec, read_card
 from appliance.settings import shipped
@@ -88,6 +88,43 @@ def test_a_folder_that_was_half_read_is_read_on_and_a_paused_job_stays_paused(
         assert client.get(f"/jobs/{paused.id}").json()["state"] == "paused"
         assert client.post(f"/jobs/{paused.id}/resume").status_code == 200
         assert job_of(client, paused)["counts"]["ready"] == 1
+
+
+def test_what_failed_or_was_skipped_stays_so_when_its_folder_is_read_on(
+    start: Callable[..., Any], data: Path, catalog: Catalog, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in ("failed.txt", "mended.txt", "other.txt", "skipped.txt"):
+        (folder / name).write_text(f"words of {name}")
+    half = catalog.jobs.create("c", kind="folder", name="notes", origin=str(folder))
+    documents = [
+        NewDocument("notes/failed.txt", b"words of failed.txt", title="failed.txt"),
+        NewDocument("notes/mended.txt", b"words before", title="mended.txt"),
+        NewDocument("notes/skipped.txt", b"words of skipped.txt", title="skipped.txt"),
+    ]
+    catalog.put_documents("c", documents, job=half.id)
+    catalog.jobs.skip(half.id, "notes/skipped.txt")
+    catalog.settle([Failed(work, "it is damaged") for work in catalog.take(9)])
+    closed(catalog)
+
+    server = start(data=data, ingest_roots=[folder])
+
+    with httpx.Client(base_url=server.url) as client:
+        counts = job_of(client, half)["counts"]
+        assert (counts["total"], counts["ready"], counts["failed"], counts["skipped"]) == (4, 2, 1, 1)
+        kept = server.app.state.appliance.catalog.documents("c", limit=9).documents
+        assert {each.id: (each.state, each.version) for each in kept} == {
+            "notes/failed.txt": ("failed", 1),
+            "notes/mended.txt": ("ready", 2),
+            "notes/other.txt": ("ready", 1),
+        }
+
+        again = client.post("/documents", json={"collection": "c", "folder": str(folder)}).json()["job"]
+        deadline = time.monotonic() + 20
+        while (job := client.get(f"/jobs/{again}").json())["state"] != "done":
+            assert time.monotonic() < deadline, job
+        assert (job["counts"]["ready"], job["counts"]["unchanged"]) == (2, 2)
 
 
 def test_a_folder_that_may_no_longer_be_read_ends_its_job_with_the_reason(
