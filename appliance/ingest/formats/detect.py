@@ -222,6 +222,10 @@ _TYPED: Final = {kind.encode(): kind for kind in (ODT, ODS, ODP, EPUB)} | {
 }
 """What the first file of an OpenDocument or an EPUB holds, which is called `mimetype` and not packed."""
 
+_PDF_START: Final = b"%PDF-"
+_PDF_HEAD: Final = 1024 + len(_PDF_START)
+"""Bytes in which a PDF document begins: in front of it may stand what a server or a mailer put there."""
+
 _HTML_START: Final = re.compile(
     rb"\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
 )
@@ -277,7 +281,7 @@ def kind_of(body: bytes, *, media_type: str = "", name: str = "", stored: bool =
         note = f"it was taken for what it is, {NAMES[told]}, and not for what its name or type says"
         return Kind(told, note=note if said not in {"", told} else "")
     kind = _said(essence, declared, ending, body)
-    if kind in BINARY:
+    if kind in BINARY and not (kind == PDF and _PDF_START in body[:_PDF_HEAD]):
         _refuse_other(body)
         raise InvalidInput(f"the document is said to be {NAMES[kind]}, and is none: it is damaged, or another format")
     return Kind(kind, charset)
@@ -311,7 +315,7 @@ def not_text(body: bytes) -> InvalidInput:
 def _known(body: bytes) -> str:
     """The format that the first bytes tell; empty if none. Raises InvalidInput for one that is not read."""
     start = body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n\x00")
-    if start.startswith(b"%PDF-"):
+    if start.startswith(_PDF_START):
         return PDF
     if start.startswith(b"{\\rtf"):
         return RTF
@@ -359,6 +363,13 @@ def _said(essence: str, declared: str, ending: str, body: bytes) -> str:
         return ending
     if not unsaid(essence):
         raise unsupported(essence if re.fullmatch(r"[\w.+-]{1,80}/[\w.+-]{1,80}", essence) else "of unknown type")
+    return _looks_like(body)
+
+
+def _looks_like(body: bytes) -> str:
+    """The format of a document of which nothing was said."""
+    if _PDF_START in body[:_PDF_HEAD] and b"startxref" in body[-1024:]:
+        return PDF
     if _HTML_START.match(body[:4096]):
         return "text/html"
     if _MBOX_START.match(body[:4096]):

@@ -82,6 +82,20 @@ def test_a_page_that_is_damaged_does_not_take_the_others_with_it(documents: Any)
     assert on_page(parsed, "third") == 3
 
 
+@pytest.mark.parametrize("name", ["x.pdf", ""])
+@pytest.mark.parametrize("before", [b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\n", b"\0" * 900, b"x" * 1024])
+def test_a_pdf_may_begin_behind_other_bytes(documents: Any, before: bytes, name: str) -> None:
+    parsed = parse(before + documents.pdf([["Otters hold hands."]]), name=name)
+
+    assert (parsed.media_type, parsed.text) == (detect.PDF, "Otters hold hands.")
+
+
+def test_a_text_about_pdf_is_none() -> None:
+    text = "A file begins with %PDF-1.7 and ends with %%EOF"
+
+    assert parse(text.encode(), name="x.md").text == text
+
+
 # Office
 
 
@@ -404,6 +418,7 @@ def test_what_a_document_is_counts_more_than_what_it_is_called(documents: Any) -
     ("body", "name", "why"),
     [
         (b"just text", "x.pdf", "said to be a PDF document, and is none"),
+        (b"x" * 1025 + b"%PDF-1.7", "x.pdf", "said to be a PDF document, and is none"),
         (b"just text", "x.docx", "said to be a Word document, and is none"),
         (b"\x89PNG\r\n\x1a\n", "x.docx", "is a PNG image"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "x.doc", "Office document of before 2007"),
