@@ -293,5 +293,6 @@ def every_format() -> dict[str, bytes]:
         "application/mbox": b"From a\nSubject: x\n\nhello\n",
         "text/csv": b'a,b\n"1",2\n',
         "application/json": b'[{"a": [1, 2]}, {"b": null}]',
+        "application/x-ipynb+json": b'{"cells": [{"cell_type": "code", "source": ["x"], "outputs": [{"text": "y"}]}]}',
         "text/html": b"<html lang=en><h1>x</h1><table><tr><th>a<td>b</table>",
     }

@@ -11,7 +11,7 @@ from appliance.errors import InvalidInput
 
 SUPPORTED: Final = (
     "plain text, Markdown, HTML, PDF, Word, PowerPoint and Excel files of 2007 and later, OpenDocument, EPUB, RTF, "
-    "CSV, JSON, e-mail and source code"
+    "CSV, JSON, Jupyter notebooks, e-mail and source code"
 )
 
 PDF: Final = "application/pdf"
@@ -27,6 +27,7 @@ EML: Final = "message/rfc822"
 MBOX: Final = "application/mbox"
 JSONS: Final = "application/json"
 JSONL: Final = "application/x-ndjson"
+NOTEBOOK: Final = "application/x-ipynb+json"
 
 NAMES: Final[Mapping[str, str]] = {
     "text/html": "an HTML page",
@@ -45,6 +46,7 @@ NAMES: Final[Mapping[str, str]] = {
     MBOX: "a mailbox",
     JSONS: "a JSON document",
     JSONL: "a JSON Lines document",
+    NOTEBOOK: "a Jupyter notebook",
 }
 """The formats that are read in a process of their own, as a person calls them."""
 
@@ -176,7 +178,7 @@ ENDINGS: Final[Mapping[str, str]] = {
     ".mbx": MBOX,
     ".json": JSONS,
     ".geojson": JSONS,
-    ".ipynb": JSONS,
+    ".ipynb": NOTEBOOK,
     ".jsonl": JSONL,
     ".ndjson": JSONL,
 }
@@ -355,7 +357,7 @@ def _refuse_other(body: bytes) -> None:
 
 def _said(essence: str, declared: str, ending: str, body: bytes) -> str:
     if declared:
-        return declared
+        return NOTEBOOK if (declared, ending) == (JSONS, NOTEBOOK) else declared
     if essence.startswith("text/"):
         # as plain text it would be read all the same; its name may only say what it is written in
         return ending if ending.startswith("text/x-") else essence if essence.startswith("text/x-") else "text/plain"

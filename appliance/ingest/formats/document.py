@@ -181,6 +181,17 @@ class Writer:
         if text := text.strip("\n"):
             self._add(text, "")
 
+    def markdown(self, text: str) -> None:
+        """Markdown as somebody wrote it."""
+        self.raw(sound(text))
+
+    def code(self, text: str, *, language: str = "") -> None:
+        """Lines between fences."""
+        if (inside := sound(text).strip("\n").rstrip()).strip():
+            longest = max((len(run) for run in re.findall(r"`{3,}", inside)), default=2)
+            fence = "`" * (longest + 1)
+            self._add(f"{fence}{language}\n{inside}\n{fence}", "")
+
     def finished(self, media_type: str, *, title: str = "", metadata: Mapping[str, JSON] | None = None) -> Parsed:
         """The document. Its title is the first heading, where it does not say another."""
         self._pages.extend((self._size, number) for number in self._coming)

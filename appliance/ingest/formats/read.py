@@ -38,7 +38,7 @@ def preload() -> None:
             read(b"From: =?utf-8?q?a?= <a@b>\nContent-Type: text/html; charset=x\n\nx", Kind(kind))
 
 
-def _read(body: bytes, kind: Kind) -> Parsed:  # noqa: C901, PLR0911  # a case for each format
+def _read(body: bytes, kind: Kind) -> Parsed:  # noqa: C901, PLR0911, PLR0912  # a case for each format
     match kind.media_type:
         case "text/html":
             from appliance.ingest.formats.web import read_html
@@ -52,6 +52,10 @@ def _read(body: bytes, kind: Kind) -> Parsed:  # noqa: C901, PLR0911  # a case f
             from appliance.ingest.formats.data import read_json
 
             return read_json(body, kind)
+        case detect.NOTEBOOK:
+            from appliance.ingest.formats.notebook import read_notebook
+
+            return read_notebook(body, kind)
         case detect.PDF:
             from appliance.ingest.formats.pdf import read_pdf
 

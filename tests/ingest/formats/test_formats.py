@@ -1,5 +1,6 @@
 """What is read from each format: its text, its headings and tables, its pages, and what it says of itself."""
 
+import json
 from typing import Any
 
 import pytest
@@ -363,6 +364,59 @@ def test_json_lines_are_records_and_a_wrong_line_is_named() -> None:
     assert parse(b'{"a": "x\\ud800"}\n\n{"a": 2}\n', name="x.jsonl").text == "a: x\ufffd\n\na: 2"
     with pytest.raises(InvalidInput, match="line 2"):
         parse(b"1\n{", media_type="application/x-ndjson")
+
+
+def test_a_notebook_is_read_cell_by_cell_without_its_pictures() -> None:
+    picture = "iVBORw0KGgo" * 2000
+    cells = [
+        {"cell_type": "markdown", "source": ["# Otters\n", "\n", f"![x](data:image/png;base64,{picture}) They dive."]},
+        {
+            "cell_type": "code",
+            "source": ["print('one')\n", "plot()"],
+            "outputs": [
+                {"output_type": "stream", "name": "stdout", "text": [" 9%|  |\r100%|##|\n", "\x1b[31mone\x1b[0m\n"]},
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": picture, "text/plain": ["<Figure size 640x480 with 1 Axes>"]},
+                },
+                {"output_type": "execute_result", "data": {"text/html": "<b>2</b>", "text/plain": "   a\n0  2"}},
+                {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": [picture]},
+            ],
+        },
+        {"cell_type": "code", "source": "x = '```'", "outputs": []},
+        {"cell_type": "raw", "source": "# as it is"},
+        {"cell_type": "code", "source": "", "outputs": [{"output_type": "stream", "text": "y" * 20_000}]},
+    ]
+    info = {"language_info": {"name": "python"}, "authors": [{"name": "Ann"}, {"name": "Bo"}]}
+    body = json.dumps({"cells": cells, "metadata": info, "nbformat": 4}).encode()
+
+    parsed = parse(body, name="x.ipynb", media_type="application/json")
+
+    assert parsed.text == (
+        "# Otters\n\n![x]() They dive.\n\n```python\nprint('one')\nplot()\n```\n\n"
+        "```\n100%|##|\none\n   a\n0  2\nKeyError: 'x'\n```\n\n````python\nx = '```'\n````\n\n\\# as it is\n\n"
+        f"```\n{'y' * 10_000}\n```"
+    )
+    assert (parsed.title, parsed.media_type, parsed.metadata) == ("Otters", detect.NOTEBOOK, {"author": "Ann, Bo"})
+    assert parsed.structured
+
+
+def test_an_old_notebook_is_read_and_what_is_none_is_json() -> None:
+    old = {"cell_type": "heading", "level": 2, "source": "Otters"}
+    code = {"cell_type": "code", "input": ["1"], "outputs": [{"output_type": "pyout", "text": ["1"]}]}
+    body = json.dumps({"worksheets": [{"cells": [old, code]}], "nbformat": 3}).encode()
+
+    assert parse(body, name="x.ipynb").text == "## Otters\n\n```\n1\n```\n\n```\n1\n```"
+    assert parse(b'{"a": 1}', name="x.ipynb").text == "a: 1"
+    assert parse(b"no JSON", name="x.ipynb").text == "no JSON"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    ["[1, null, {}]", '[{"cell_type": "code", "source": {}, "outputs": [1, {"data": 2}]}]', '[{"source": [1]}]'],
+)
+def test_a_notebook_that_holds_anything_is_read(cells: str) -> None:
+    assert parse(b'{"cells": %s, "metadata": []}' % cells.encode(), name="x.ipynb").text == ""
 
 
 def test_json_with_comments_is_text() -> None:
