@@ -54,7 +54,8 @@ def is_archive(name: str) -> bool:
 def stem(name: str) -> str:
     """The archive's name without its ending, as the first part of ids."""
     found = _ENDINGS.fullmatch(PurePosixPath(name.replace("\\", "/")).name)
-    return _part(found["stem"] if found else name) or "archive"
+    part = _part(found["stem"] if found else name)
+    return "archive" if part in {"", ".", ".."} else part
 
 
 def members(file: IO[bytes], *, name: str, prefix: str, size: int) -> Iterator[Member | Skipped]:
