@@ -70,6 +70,8 @@ class Condition:
     """One comparison with a metadata field. A chunk that lacks the field, or has another type there, fails it
     (and passes `!=`). Types are text, number and truth value; `in` takes a tuple and may mix them, `between` a tuple of
     the least and the greatest, both of one type. `exists` takes whether the field is to be there; null counts as there.
+    A list passes `=` and `in` if one of its values does, and `!=` if all do; it has no order, and lists in it are none
+    of its values.
 
     `key` is a field's own name, not a path, and has no quotes, backslashes or control characters.
     """

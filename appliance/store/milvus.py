@@ -613,6 +613,8 @@ def _fields(metadata: Mapping[str, object]) -> dict[str, object]:
         if kind := _kind(value):
             facts += [_fact(key, kind), _fact(key, kind, _plain(value))]
             fields[f"{kind}{_fact(key)}"] = _plain(value)
+        if isinstance(value, list | tuple):  # of which no more is asked than what it holds
+            facts += dict.fromkeys(_fact(key, kind, _plain(each)) for each in value if (kind := _kind(each)))
     return fields
 
 

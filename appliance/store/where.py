@@ -17,6 +17,9 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_OF_LISTS: Final = frozenset({"=", "!=", "in"})
+"""Comparisons that ask of a list what it holds; by the others it is of another type."""
+
 _JSON_TYPES: Final[Mapping[str, str]] = {
     "truth": "('true', 'false')",
     "number": "('integer', 'real')",
@@ -125,7 +128,9 @@ def _compared(condition: Condition, column: str, values: list[Value]) -> str:
     kinds: dict[str, list[Value]] = {}
     for value in _values(condition):
         kinds.setdefault(_kind(value), []).append(value)
-    comparisons = []
+    alone, inside = [], []
+    of_alone: list[Value] = []
+    of_inside: list[Value] = []
     for kind, wanted in kinds.items():
         compare, compared = f"{condition.op} ?", list(wanted)
         if condition.op == "!=":
@@ -134,9 +139,17 @@ def _compared(condition: Condition, column: str, values: list[Value]) -> str:
             compare = "BETWEEN ? AND ?"
         elif condition.op == "in":
             compare, compared = "IN (SELECT value FROM json_each(?))", [json.dumps(wanted)]
-        comparisons.append(f"(json_type({column}, ?) IN {_JSON_TYPES[kind]} AND json_extract({column}, ?) {compare})")
-        values += [path, path, *compared]
-    either = " OR ".join(comparisons) or "FALSE"
+        alone.append(f"(json_type({column}, ?) IN {_JSON_TYPES[kind]} AND json_extract({column}, ?) {compare})")
+        inside.append(f"(type IN {_JSON_TYPES[kind]} AND value {compare})")
+        of_alone += [path, path, *compared]
+        of_inside += compared
+    either = " OR ".join(alone) or "FALSE"
+    if condition.op in _OF_LISTS and inside:
+        # only a list is taken apart: json_each is many times as slow as the functions
+        members = f"EXISTS (SELECT 1 FROM json_each({column}, ?) WHERE {' OR '.join(inside)})"  # noqa: S608  # bound
+        either = f"CASE json_type({column}, ?) WHEN 'array' THEN {members} ELSE {either} END"
+        values += [path, path, *of_inside]
+    values += of_alone
     return f"({either}) IS {'NOT ' if condition.op == '!=' else ''}TRUE"
 
 
@@ -171,6 +184,9 @@ def _kind(value: object) -> str:
 
 
 def _passes(condition: Condition, found: object) -> bool:
+    if isinstance(found, list) and condition.op in _OF_LISTS:
+        passing = (_passes(condition, None if isinstance(each, list) else each) for each in found)
+        return all(passing) if condition.op == "!=" else any(passing)
     same = [value for value in _values(condition) if _kind(value) == _kind(found)]
     if condition.op == "!=":
         return all(found != value for value in same)

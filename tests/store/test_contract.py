@@ -484,12 +484,12 @@ def filled(store: Store) -> Store:
 @pytest.mark.parametrize(
     ("key", "op", "value", "expected"),
     [
-        ("v", "=", 1, "int"),
-        ("v", "=", 1.0, "int"),
+        ("v", "=", 1, "int list"),
+        ("v", "=", 1.0, "int list"),
         ("v", "=", "1", "text"),
         ("v", "=", True, "true"),
         ("v", "=", False, ""),
-        ("v", "!=", 1, "float text true null list none dot nested"),
+        ("v", "!=", 1, "float text true null none dot nested"),
         ("v", "!=", "1", "int float true null list none dot nested"),
         ("v", ">", 1, "float"),
         ("v", ">=", 1, "int float"),
@@ -497,7 +497,7 @@ def filled(store: Store) -> Store:
         ("v", "<=", 1, "int"),
         ("v", ">", "0", "text"),
         ("v", "<", 10**18, "int float"),
-        ("v", "in", (1, "1"), "int text"),
+        ("v", "in", (1, "1"), "int text list"),
         ("v", "in", (True, 7.5), "true"),
         ("v", "in", (), ""),
         ("v", "in", ("true", 1.5), "float"),
@@ -528,13 +528,13 @@ def test_conditions_compare_like_with_like(filled: Store, key: str, op: str, val
 @pytest.mark.parametrize(
     ("expression", "expected"),
     [
-        (Not(Condition("v", "=", 1)), "float text true null list none dot nested"),
-        (Not(Condition("v", "!=", 1)), "int"),
-        (Not(Condition("v", "in", (1, "1"))), "float true null list none dot nested"),
+        (Not(Condition("v", "=", 1)), "float text true null none dot nested"),
+        (Not(Condition("v", "!=", 1)), "int list"),
+        (Not(Condition("v", "in", (1, "1"))), "float true null none dot nested"),
         (Not(Condition("absent", ">", 1)), "int float text true null list none dot nested"),
-        (Not(Not(Condition("v", "=", 1))), "int"),
+        (Not(Not(Condition("v", "=", 1))), "int list"),
         (Not(Condition("v", "exists", value=True)), "none dot nested"),
-        (AnyOf((Condition("v", "=", 1), Condition("a.b", "=", "x"))), "int dot"),
+        (AnyOf((Condition("v", "=", 1), Condition("a.b", "=", "x"))), "int list dot"),
         (AllOf((Condition("v", ">=", 1), Not(Condition("v", "=", 1)))), "float"),
         (AnyOf((AllOf((Condition("v", ">", 0), Condition("v", "<", 1.2))), Condition("v", "=", "1"))), "int text"),
         (AnyOf(()), ""),
@@ -550,6 +550,60 @@ def test_expressions_are_two_valued_and_may_be_inside_each_other(
 
     assert [match.document for match in by_vector] == expected.split()
     assert {match.document for match in by_words} == set(expected.split())
+
+
+@pytest.fixture
+def listed(store: Store) -> Store:
+    store.create("c", 3)
+    fields: dict[str, Any] = {
+        "two": ["a", "b"],
+        "mixed": [1.0, True, None, "é\0", "b"],
+        "empty": [],
+        "inside": [["a"], {"a": "a"}],
+        "plain": "a",
+        "odd": ['qu"o\\te', "true", False, -(2**63)],
+    }
+    for n, (document, tags) in enumerate(fields.items()):
+        store.put("c", document, [chunk(0, "apple", tags=tags)], between(X, Y, n / 100)[None])
+    return store
+
+
+@pytest.mark.parametrize(
+    ("op", "value", "expected"),
+    [
+        ("=", "a", "two plain"),
+        ("=", "b", "two mixed"),
+        ("=", 1, "mixed"),
+        ("=", True, "mixed"),
+        ("=", False, "odd"),
+        ("=", "true", "odd"),
+        ("=", "é\0", "mixed"),
+        ("=", 'qu"o\\te', "odd"),
+        ("=", -(2**63), "odd"),
+        ("!=", "a", "mixed empty inside odd"),
+        ("!=", "b", "empty inside plain odd"),
+        ("in", ("a", 1), "two mixed plain"),
+        ("in", ("x", False), "odd"),
+        ("in", (), ""),
+        ("in", ("b", True, *range(5, 50)), "two mixed"),
+        ("in", tuple(f"tag {n}" for n in range(5000)), ""),
+        ("<", "z", "plain"),
+        (">=", 0, ""),
+        ("between", ("a", "z"), "plain"),
+        ("exists", True, "two mixed empty inside plain odd"),
+    ],
+)
+def test_a_list_is_equal_to_what_it_holds_and_has_no_order(listed: Store, op: str, value: Any, expected: str) -> None:
+    condition = Condition("tags", op, value)  # type: ignore[arg-type]  # the operator is one of them
+    others = [each for each in ("two", "mixed", "empty", "inside", "plain", "odd") if each not in expected.split()]
+
+    by_vector = listed.nearest("c", X, limit=20, where=[condition])
+    by_words = listed.matching("c", "apple", limit=20, where=[condition])
+    opposite = listed.nearest("c", X, limit=20, where=[Not(condition)])
+
+    assert [match.document for match in by_vector] == expected.split()
+    assert {match.document for match in by_words} == set(expected.split())
+    assert [match.document for match in opposite] == others
 
 
 def test_expressions_too_deep_for_a_database_are_refused(filled: Store) -> None:

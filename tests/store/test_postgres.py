@@ -220,7 +220,27 @@ def _condition(rng: random.Random) -> Expression:
 
 
 def _metadata(rng: random.Random) -> dict[str, object]:
-    values = [0, 1, 1.0, -2.5, 10**17, True, False, None, "", "x", "y\0", "é", "Z", [1], {"x": 1}, "1"]
+    values = [
+        0,
+        1,
+        1.0,
+        -2.5,
+        10**17,
+        True,
+        False,
+        None,
+        "",
+        "x",
+        "y\0",
+        "é",
+        "Z",
+        [1],
+        {"x": 1},
+        "1",
+        [],
+        ["x", True, [0]],
+        ["y\0", -2.5, None],
+    ]
     return {key: rng.choice(values) for key in ("a", "b", "c d", "ключ") if rng.random() < 0.7}
 
 

@@ -146,7 +146,8 @@ def test_dropping_leaves_nothing(database: Database) -> None:
 # Congruence with the reference
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
-FIELDS = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, 2.0, "x", "1", True, False, None]))
+PLAIN = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, 2.0, "x", "1", True, False, None]))
+FIELDS = st.one_of(PLAIN, st.lists(st.one_of(PLAIN, st.just([1])), max_size=3))
 CONDITIONS = st.one_of(
     st.builds(
         Condition,

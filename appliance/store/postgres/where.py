@@ -15,12 +15,16 @@ _INDEXED: Final = 16
 
 
 def fields(metadata: Mapping[str, object]) -> str:
-    """The part of the metadata that conditions look at, as JSON: lists and objects are only there or not."""
+    """The part of the metadata that conditions look at, as JSON: objects, and lists in lists, are only there or not."""
     plain = {
-        kept(key): kept(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
+        kept(key): [_plain(each) for each in value] if isinstance(value, list | tuple) else _plain(value)
         for key, value in metadata.items()
     }
     return json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _plain(value: object) -> Value | None:
+    return kept(value) if isinstance(value, str) else value if isinstance(value, bool | int | float) else None
 
 
 def compiled(where: Where, column: str) -> tuple[str, tuple[Any, ...]]:
@@ -56,8 +60,9 @@ def _json(value: Value) -> str:
 
 
 def _equal(key: str, value: Value, column: str, values: list[Any]) -> str:
-    values.append(f"{{{_json(key)}:{_json(value)}}}")
-    return f"({column} @> %s::jsonb)"
+    """That it is the value, or a list that holds it; the index answers both."""
+    values += [f"{{{_json(key)}:{_json(value)}}}", f"{{{_json(key)}:[{_json(value)}]}}"]
+    return f"({column} @> %s::jsonb OR {column} @> %s::jsonb)"
 
 
 def _among(key: str, wanted: Sequence[Value], column: str, values: list[Any]) -> str:
@@ -65,8 +70,11 @@ def _among(key: str, wanted: Sequence[Value], column: str, values: list[Any]) ->
         return "FALSE"
     if len(wanted) <= _INDEXED:
         return "(" + " OR ".join(_equal(key, value, column, values) for value in wanted) + ")"
-    values += [kept(key), [_json(value) for value in wanted]]
-    return f"(({column} -> %s = ANY (%s::jsonb[])) IS TRUE)"
+    name, choice = kept(key), [_json(value) for value in wanted]
+    values += [name, name, choice, name, choice]
+    members = f"EXISTS (SELECT FROM jsonb_array_elements({column} -> %s) AS each WHERE each = ANY (%s::jsonb[]))"
+    alone = f"({column} -> %s) = ANY (%s::jsonb[])"
+    return f"((CASE jsonb_typeof({column} -> %s) WHEN 'array' THEN {members} ELSE {alone} END) IS TRUE)"
 
 
 def _ordered(key: str, op: str, value: Value, column: str, values: list[Any]) -> str:
