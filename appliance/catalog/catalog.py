@@ -693,7 +693,7 @@ def _put(connection: Connection, collection: Collection, new: NewDocument, diges
     now = _now()
     values: Mapping[str, object] = {
         "title": new.title,
-        "metadata": dict(new.metadata),
+        "metadata": new.described,
         "media_type": new.media_type,
         "size": len(new.body),
         "content_hash": digest,

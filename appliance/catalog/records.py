@@ -78,13 +78,24 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class NewDocument:
-    """What a caller hands in. `body` holds the bytes as they came, of `media_type`."""
+    """What a caller hands in. `body` holds the bytes as they came, of `media_type`.
+
+    Attributes:
+        source: name of its file, which the metadata gets unless it has a `source`. No part of what is compared: with it
+            or without, the document is unchanged.
+    """
 
     id: str
     body: bytes
     media_type: str = "text/plain"
     title: str = ""
     metadata: Mapping[str, object] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def described(self) -> dict[str, object]:
+        """The metadata, with the source."""
+        return {**({"source": self.source} if self.source else {}), **self.metadata}
 
 
 @dataclass(frozen=True, slots=True)

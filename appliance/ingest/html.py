@@ -39,9 +39,13 @@ _NEVER_DEEP: Final = _names(
 _BREAK: Final = "\v"
 """Stands for `<br>` in text that is being collected."""
 
+_DATES: Final = (
+    'meta[property="article:published_time"], meta[itemprop="datePublished"], meta[name="date" i], '
+    'meta[name="dcterms.created" i], meta[name="dc.date" i]'
+)
 _TOLD: Final = {
     "author": ('meta[name="author"]', "content"),
-    "created": ('meta[property="article:published_time"], meta[name="date"], meta[name="dcterms.created"]', "content"),
+    "created": (_DATES, "content"),
     "language": ("html[lang]", "lang"),
 }
 """Where a page tells of itself: the element, and its attribute."""

@@ -94,6 +94,7 @@ def _received_text(incoming: Incoming) -> NewDocument:
     name = PurePosixPath(incoming.name).name
     title = incoming.title
     about: dict[str, object] = {}
+    source = ""
     text = incoming.body.strip() if kind.apart else b""
     if kind.apart:
         about = {"source": name} if name else {}
@@ -102,10 +103,12 @@ def _received_text(incoming: Incoming) -> NewDocument:
         found = read(incoming.body, kind)
         text = found.text.strip()[:1].encode()
         title = title or found.title or name
+        source = "" if "source" in found.metadata else name
     if not text:
         raise InvalidInput(_NO_TEXT)
     media_type = f"{kind.media_type}; charset={kind.charset}" if kind.charset not in _UTF_8 else kind.media_type
-    return _named(NewDocument(incoming.id or "", incoming.body, media_type, title, {**about, **incoming.metadata}))
+    metadata = {**about, **incoming.metadata}
+    return _named(NewDocument(incoming.id or "", incoming.body, media_type, title, metadata, source))
 
 
 def parsed(work: Work, sandbox: Sandbox) -> Parsed | None:

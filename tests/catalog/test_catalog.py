@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -355,6 +356,19 @@ def test_a_document_that_is_removed_while_in_hand_is_forgotten_only_after(catalo
     assert catalog.settle([Failed(work, "too late")]) == [False]
     assert catalog.pending_removals() == Removals((("c", "d"),), ())
     catalog.forget_document("c", "d")
+
+
+def test_the_name_of_a_file_is_metadata_and_no_change(catalog: Catalog) -> None:
+    named = NewDocument("a", b"x", metadata={"k": 1}, source="a.md")
+    catalog.put_documents("c", [named, NewDocument("own", b"x", metadata={"source": "mine"}, source="a.md")])
+    catalog.put_documents("c", [NewDocument("old", b"x")])
+
+    again = catalog.put_documents("c", [replace(named, source="b.md"), NewDocument("old", b"x", source="old.md")])
+
+    assert [each.change for each in again] == ["unchanged", "unchanged"]
+    assert catalog.document("c", "a").metadata == {"source": "a.md", "k": 1}
+    assert catalog.document("c", "own").metadata == {"source": "mine"}
+    assert catalog.document("c", "old").metadata == {}
 
 
 def test_a_document_that_is_put_again_while_it_is_removed_is_new(catalog: Catalog) -> None:

@@ -281,6 +281,24 @@ def test_what_differs_or_is_not_ready_or_is_there_already_is_not_moved(catalog: 
     assert catalog.pending_moves() == []
 
 
+def test_a_file_that_moved_keeps_its_document_and_its_source_is_the_new_name(catalog: Catalog) -> None:
+    catalog.put_documents("c", [NewDocument(name, b"some text", source="a.md") for name in ("x/a.md", "y/a.md")])
+    catalog.settle([ready(work) for work in catalog.take(9)])
+
+    put = [
+        catalog.put_documents("c", [NewDocument(name, b"some text", source=source)], moved_from=[old])[0]
+        for name, source, old in (
+            ("x/b.md", "b.md", "x/a.md"),
+            ("z/a.md", "a.md", "y/a.md"),
+            ("w/a.md", "a.md", "x/a.md"),
+        )
+    ]
+
+    assert [each.change for each in put] == ["moved", "moved", "created"]
+    assert [each.document.metadata["source"] for each in put] == ["b.md", "a.md", "a.md"]
+    assert [(move.title, move.source) for move in catalog.pending_moves()] == [("", "b.md"), ("", "a.md")]
+
+
 def test_sizes_are_of_what_begins_so_and_bodies_are_compared(catalog: Catalog) -> None:
     catalog.put_documents("c", [new("notes/a"), new("notes/b", "longer text"), new("notes"), new("other/a")])
 

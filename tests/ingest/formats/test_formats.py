@@ -454,6 +454,13 @@ def test_a_page_tells_of_itself() -> None:
     assert parse(page).metadata == {"author": "A B", "language": "pt-BR", "created_at": "2020-01-02T00:00:00"}
 
 
+@pytest.mark.parametrize("meta", ['name="DC.Date"', 'name="Date"', 'itemprop="datePublished"', "name=dcterms.created"])
+def test_a_page_tells_when_it_was_made(meta: str) -> None:
+    page = f"<meta name=other content=2021><meta {meta} content=2020-01-02T10:00:00Z>x"
+
+    assert parse(page.encode(), name="x.html").metadata == {"created_at": "2020-01-02T10:00:00+00:00"}
+
+
 # What it is
 
 

@@ -63,6 +63,17 @@ def test_the_callers_title_and_metadata_win(client: httpx.Client, collection: st
     assert document["metadata"] == {"author": "B", "language": "en", "source": "x.pdf"}
 
 
+@pytest.mark.parametrize("name", ["notes.md", "deep/x.txt", "x.py", "x.html"])
+def test_a_file_of_text_tells_its_name_too(client: httpx.Client, collection: str, name: str) -> None:
+    upload(client, collection, name, b"def f(): return 'otters'", "")
+    asked = {"collection": collection, "q": "otters", "filter": f"source = '{name.rpartition('/')[2]}'"}
+
+    document = client.get(f"/documents/{name}", params={"collection": collection}).json()
+    (match,) = client.get("/search", params=asked).json()["matches"]
+
+    assert document["metadata"]["source"] == match["metadata"]["source"] == name.rpartition("/")[2]
+
+
 def test_the_same_file_again_changes_nothing(client: httpx.Client, collection: str, documents: Any) -> None:
     body = documents.pdf([["x"]], title="Own")
 
