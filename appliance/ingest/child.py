@@ -77,6 +77,7 @@ def _told(parsed: Parsed) -> bytes:
         "media_type": parsed.media_type,
         "pages": parsed.pages,
         "metadata": dict(parsed.metadata),
+        "links": parsed.links,
     }
     return json.dumps(about).encode()
 

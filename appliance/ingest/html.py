@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, TypeAlias
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from appliance.errors import InvalidInput
+from appliance.ingest.formats.links import MAX_LINKS, Links, target
 
 MAX_DEPTH: Final = 4_000
 MAX_ATTRIBUTES: Final = 4_000
@@ -39,6 +40,10 @@ _NEVER_DEEP: Final = _names(
 _BREAK: Final = "\v"
 """Stands for `<br>` in text that is being collected."""
 
+_FIRST_MARK: Final = 0x10F000
+_MARK: Final = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_FIRST_MARK + MAX_LINKS - 1)}]")
+"""Stands for the beginning of each link in such text; for private use, so that no page has anything to say by it."""
+
 _DATES: Final = (
     'meta[property="article:published_time"], meta[itemprop="datePublished"], meta[name="date" i], '
     'meta[name="dcterms.created" i], meta[name="dc.date" i]'
@@ -57,13 +62,14 @@ _SPACE: Final = re.compile(r"[ \t\n\f\r]+")
 
 
 class Page(NamedTuple):
-    """What a page says, and what it says of itself; empty where it does not."""
+    """What a page says, what it says of itself, and where it links to; empty where it does not."""
 
     text: str
     title: str
     author: str
     created: str
     language: str
+    links: Links
 
 
 def page_of_html(page: str) -> Page:
@@ -83,7 +89,8 @@ def page_of_html(page: str) -> Page:
     if tree.root is not None:
         _walk(tree.root, writer)
     told = {name: _told(tree, query, attribute) for name, (query, attribute) in _TOLD.items()}
-    return Page(writer.text(), title, **told)
+    text, links = writer.finished()
+    return Page(text, title, **told, links=links)
 
 
 def _told(tree: LexborHTMLParser, query: str, attribute: str) -> str:
@@ -127,8 +134,10 @@ def _walk(root: LexborNode, writer: "_Writer") -> None:
         if node.next is not None:
             todo.append(node.next)
         if node.is_text_node:
-            writer.inline.append(node.text_content or "")
+            writer.said(node.text_content or "")
         elif node.is_element_node and node.tag and node.tag not in _SKIPPED:
+            if node.tag == "a" and len(writer.targets) < MAX_LINKS:
+                writer.link(node.attributes.get("href") or "")
             writer.start(node.tag)
             todo.append(node.tag)
             if node.first_child is not None:
@@ -147,6 +156,21 @@ class _Writer:
         self._marker = ""
         self._heading = ""
         self._pre = 0
+        self.targets: list[str] = []
+        self._marks = ""  # of links whose text is still to come
+
+    def said(self, text: str) -> None:
+        if not text.isascii():
+            text = _MARK.sub("\ufffd", text)
+        if self._marks and not self._pre and (words := text.lstrip(" \t\n\f\r")):
+            text = f"{text[: len(text) - len(words)]}{self._marks}{words}"
+            self._marks = ""
+        self.inline.append(text)
+
+    def link(self, address: str) -> None:
+        if led := target(address):
+            self._marks += chr(_FIRST_MARK + len(self.targets))
+            self.targets.append(led)
 
     def start(self, tag: str) -> None:
         if tag == "br":
@@ -189,7 +213,21 @@ class _Writer:
             if cell is not self._cells[-1]:
                 self._rows[-1].append(cell)
 
-    def text(self) -> str:
+    def finished(self) -> tuple[str, Links]:
+        """The text, and its links."""
+        marked = self._text() + self._marks
+        if not self.targets:
+            return marked, ()
+        parts: list[str] = []
+        links: list[tuple[int, str]] = []
+        read = 0
+        for number, found in enumerate(_MARK.finditer(marked)):
+            links.append((found.start() - number, self.targets[ord(found[0]) - _FIRST_MARK]))
+            parts.append(marked[read : found.start()])
+            read = found.end()
+        return "".join([*parts, marked[read:]]), tuple(links)
+
+    def _text(self) -> str:
         self._flush()
         parts: list[str] = []
         before = ""

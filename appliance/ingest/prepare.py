@@ -1,6 +1,7 @@
 """What happens to a document outside the queue: reading it when it comes in, cutting it when its turn comes."""
 
-from bisect import bisect_right
+import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -18,6 +19,7 @@ from appliance.ingest.sandbox import Sandbox
 from appliance.store.base import Chunk
 
 _NO_TEXT: Final = "there is no text in it"
+_MAX_REFERENCES: Final = 100
 _UTF_8: Final = frozenset({"", "utf-8"})
 
 
@@ -132,7 +134,7 @@ def told(work: Work, found: Parsed) -> Work:
     """The same with the document's own title and metadata, where the caller gave none."""
     source = work.metadata.get("source")
     title = work.title or found.title or (source if isinstance(source, str) else "")
-    return replace(work, title=title, metadata={**found.metadata, **work.metadata})
+    return replace(work, title=title, metadata={**_references(found), **found.metadata, **work.metadata})
 
 
 def _named(new: NewDocument) -> NewDocument:
@@ -163,7 +165,7 @@ def cut(work: Work, found: Parsed | None, embedder: Embedder, *, chunk_tokens: i
 
     What a chunk is embedded with (title, section, columns of its table) is no part of it. Its metadata is the
     document's, and where the caller has no such keys, what the document tells of itself, the `section` it begins in,
-    and the `page` it begins on with `page_end` where it ends on another.
+    the `page` it begins on with `page_end` where it ends on another, and for `references` what itself links to.
 
     Args:
         work: taken from the queue; its collection says how it is cut.
@@ -178,7 +180,10 @@ def cut(work: Work, found: Parsed | None, embedder: Embedder, *, chunk_tokens: i
         text = work.title
         chunk = Chunk(0, text, 0, len(text), tokens=len(embedder.spans(text)), title=text, metadata=work.metadata)
         return Cut(text, [chunk], [Image(work.body)], text, work.metadata)
-    given, work = work.metadata, told(work, found)
+    own = {**_references(found), **found.metadata}
+    # of a document that is read anew, what it told of itself before is among what was given
+    given = {key: value for key, value in work.metadata.items() if (key, value) not in own.items()}
+    work = told(work, found)
     how = work.collection.chunking
     front = work.title if how.header else ""
     most = (chunk_tokens if how.tokens is None else how.tokens) or USUAL_TOKENS
@@ -201,7 +206,12 @@ def cut(work: Work, found: Parsed | None, embedder: Embedder, *, chunk_tokens: i
             end=passage.end,
             tokens=passage.tokens,
             title=work.title,
-            metadata={**found.metadata, **_place(passage, found), **given},
+            metadata={
+                **_references(found, passage.start, passage.end),
+                **found.metadata,
+                **_place(passage, found),
+                **given,
+            },
         )
         for ordinal, passage in enumerate(passages)
     ]
@@ -213,6 +223,14 @@ def resolved(chunking: Chunking, *, chunk_tokens: int, chunk_overlap: int) -> Ch
     tokens = (chunk_tokens if chunking.tokens is None else chunking.tokens) or USUAL_TOKENS
     overlap = min(chunk_overlap, tokens // 4) if chunking.overlap is None else chunking.overlap
     return replace(chunking, tokens=tokens, overlap=overlap)
+
+
+def _references(found: Parsed, start: int = 0, end: int = sys.maxsize) -> dict[str, object]:
+    """What a part of the text links to, each once."""
+    first = bisect_left(found.links, start, key=itemgetter(0))
+    last = bisect_left(found.links, end, key=itemgetter(0))
+    links = list(dict.fromkeys(target for _, target in found.links[first:last]))
+    return {"references": links[:_MAX_REFERENCES]} if links else {}
 
 
 def _place(passage: Passage, found: Parsed) -> dict[str, object]:

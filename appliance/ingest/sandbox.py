@@ -21,6 +21,7 @@ from appliance.errors import EngineFailed, InvalidInput
 from appliance.ingest import child
 from appliance.ingest.formats.detect import NAMES, Kind
 from appliance.ingest.formats.document import LONGEST_TITLE, MAX_PAGES, MAX_TEXT, Parsed
+from appliance.ingest.formats.links import MAX_LINKS, fit
 
 SECONDS: Final = 15.0
 SECONDS_EACH_MB: Final = 1.0
@@ -280,9 +281,14 @@ def _parsed(told: Mapping[str, Any], text: str, *, note: str) -> Parsed:
     ascending = all(first <= second for first, second in pairwise(pages))
     if len(pages) > MAX_PAGES or not ascending or any(not 0 <= start <= len(text) for start, _ in pages):
         raise ValueError
+    links = tuple((int(start), str(target)) for start, target in told["links"])
+    if len(links) > MAX_LINKS or not all(fit(target) for _, target in links):
+        raise ValueError
+    if any(not 0 <= start <= len(text) for start, _ in links) or any(a > b for (a, _), (b, _) in pairwise(links)):
+        raise ValueError
     if len(text) > MAX_TEXT or "\0" in text or "\r" in text:
         raise ValueError
     metadata = {key: str(value)[:1000] for key, value in told["metadata"].items() if key in _METADATA}
     if note:
         metadata["note"] = note
-    return Parsed(text, str(told["title"])[:LONGEST_TITLE], str(told["media_type"])[:200], pages, metadata)
+    return Parsed(text, str(told["title"])[:LONGEST_TITLE], str(told["media_type"])[:200], pages, metadata, links)

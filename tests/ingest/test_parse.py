@@ -146,18 +146,26 @@ def test_any_bytes_give_text_or_are_refused(body: bytes) -> None:
     [
         ("Hello\n\n## A *title* ##\n\n# Later", "A *title*"),
         ("Under\nlined\n\nTitle\n=====\n", "Title"),
-        ("---\ndate: 1\ntitle: 'From: front' \n---\n\n# Heading", "From: front"),
-        ("---\ndate: 1\n---\n\n# Heading", "Heading"),
         ("```\n# comment\n```\n", ""),
         ("#hashtag and # more", ""),
         ("", ""),
         ("# " + "x" * 999, "x" * LONGEST_TITLE),
     ],
 )
-def test_markdown_is_kept_and_titled_by_front_matter_or_first_heading(text: str, title: str) -> None:
+def test_markdown_is_kept_and_titled_by_its_first_heading(text: str, title: str) -> None:
     parsed = parse(text.encode(), media_type="text/markdown")
 
     assert (parsed.text, parsed.title) == (text, title)
+
+
+@pytest.mark.parametrize(
+    ("front", "title"),
+    [("date: 1\ntitle: 'From: front' ", "From: front"), ("date: 1", "Heading"), ("title: [x]", "Heading")],
+)
+def test_markdown_is_titled_by_its_front_matter_before_its_heading(front: str, title: str) -> None:
+    parsed = parse(f"---\n{front}\n---\n\n# Heading".encode(), media_type="text/markdown")
+
+    assert (parsed.text, parsed.title) == ("# Heading", title)
 
 
 def test_plain_text_has_no_title() -> None:

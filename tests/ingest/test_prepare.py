@@ -100,6 +100,30 @@ def test_a_chunk_tells_the_pages_it_is_on_and_what_the_document_tells_of_itself(
     assert any("page_end" not in chunk.metadata for chunk in chunks)
 
 
+def test_a_chunk_tells_what_itself_links_to_and_the_document_all_of_it(embedder: Embedder) -> None:
+    sections = [f"# S{n}\n\n" + "Otters sleep in kelp. " * 12 + f"See [[N{n}]] and [x](https://x.org)." for n in (1, 2)]
+    text = "---\ntitle: T\ntags: [a]\nsection: mine\n---\n" + "\n\n".join(sections)
+
+    first = pieces(embedder, work(text, Chunking(tokens=100, overlap=0)))
+    again = pieces(embedder, work(text, Chunking(tokens=100, overlap=0), metadata=first.metadata))
+    own = pieces(embedder, work(text, Chunking(tokens=100, overlap=0), metadata={"references": ["mine"]}))
+
+    assert first.metadata == {"tags": ["a"], "section": "mine", "references": ["N1", "https://x.org", "N2"]}
+    told = [
+        (chunk.metadata.get("references"), chunk.metadata["section"], chunk.metadata["tags"]) for chunk in first.chunks
+    ]
+    assert told == [(["N1", "https://x.org"], "S1", ["a"]), (["N2", "https://x.org"], "S2", ["a"])]
+    assert again.chunks == first.chunks
+    assert [chunk.metadata["references"] for chunk in own.chunks] == [["mine"], ["mine"]]
+    assert all(first.text[chunk.start : chunk.end] == chunk.text for chunk in first.chunks)
+
+
+def test_references_are_bounded(embedder: Embedder) -> None:
+    many = pieces(embedder, work("".join(f"[a]({n}) " for n in range(300)), Chunking()))
+
+    assert many.metadata["references"] == [str(n) for n in range(100)]
+
+
 def test_what_a_collection_leaves_open_is_resolved_from_the_settings() -> None:
     assert resolved(Chunking(), chunk_tokens=0, chunk_overlap=32) == Chunking(tokens=USUAL_TOKENS, overlap=32)
     assert resolved(Chunking(tokens=40), chunk_tokens=100, chunk_overlap=32) == Chunking(tokens=40, overlap=10)

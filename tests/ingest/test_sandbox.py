@@ -111,6 +111,11 @@ def test_a_process_that_went_while_idle_costs_no_document(made: Sandbox) -> None
         ("return Parsed('x', '', 'text/plain', ((9, 1),))", "cannot be used"),
         ("return Parsed('x', '', 'text/plain', ((1, 1), (0, 2)))", "cannot be used"),
         ("return Parsed('a\\0b', '', 'text/plain')", "cannot be used"),
+        ("return Parsed('x', '', 'text/plain', links=((9, 'y'),))", "cannot be used"),
+        ("return Parsed('x', '', 'text/plain', links=((1, 'y'), (0, 'y')))", "cannot be used"),
+        ("return Parsed('x', '', 'text/plain', links=((0, 'y' * 513),))", "cannot be used"),
+        ("return Parsed('x', '', 'text/plain', links=((0, 'a\\0b'),))", "cannot be used"),
+        ("return Parsed('x', '', 'text/plain', links=((0, 'y'),) * 1001)", "cannot be used"),
     ],
 )
 def test_a_document_that_ends_its_process_fails_alone_and_says_why(tmp_path: Path, action: str, why: str) -> None:
@@ -240,6 +245,12 @@ def test_every_format_is_read_where_no_file_can_be_opened(made: Sandbox, documen
     assert made.read(documents.RTF, Kind(detect.RTF)).title == "On otters"
     mail = b"From: =?cp037?q?x?= <a@b>\nContent-Type: text/plain; charset=utf-7\n\nhello"
     assert made.read(mail, Kind(detect.EML)).text.endswith("hello")
+
+
+def test_the_links_of_a_page_are_handed_on(made: Sandbox) -> None:
+    parsed = made.read(b"<p>One <a href=a>two</a>", Kind("text/html"))
+
+    assert (parsed.text, parsed.links) == ("One two", ((4, "a"),))
 
 
 def test_what_a_reader_takes_is_little(made: Sandbox) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from appliance.errors import InvalidInput
+from appliance.ingest.formats.links import Links
 
 JSON: TypeAlias = str | int | float | bool | list["JSON"] | dict[str, "JSON"] | None
 
@@ -44,8 +45,9 @@ class Parsed:
         media_type: what the document is, without parameters.
         pages: where pages, slides or sheets begin: (offset in the text, number), both ascending, numbers from 1. A page
             without text begins where the next one does. Empty where the format has none.
-        metadata: what the document says of itself, as far as it does: `author`, `created_at` (ISO 8601), `language`;
-            and `note`, where its name or declared type is that of another format.
+        metadata: what the document says of itself, as far as it does: `author`, `created_at` (ISO 8601), `language`, or
+            whatever front matter has; and `note`, where its name or declared type is that of another format.
+        links: what the text leads to, and where: (offset in the text, address or path), offsets ascending.
     """
 
     text: str
@@ -53,6 +55,7 @@ class Parsed:
     media_type: str
     pages: tuple[tuple[int, int], ...] = ()
     metadata: Mapping[str, JSON] = field(default_factory=lambda: MappingProxyType({}))
+    links: Links = ()
 
     @property
     def structured(self) -> bool:

@@ -5,9 +5,11 @@ import re
 from typing import Final
 
 from appliance.errors import InvalidInput
-from appliance.ingest.borders import first_heading
+from appliance.ingest.borders import found_borders
 from appliance.ingest.formats.detect import Kind, codec, not_text
-from appliance.ingest.formats.document import LONGEST_TITLE, MAX_TEXT, Parsed
+from appliance.ingest.formats.document import LONGEST_TITLE, MAX_TEXT, Parsed, collapsed
+from appliance.ingest.formats.front import read_front
+from appliance.ingest.formats.links import markdown_links, told
 
 _BOMS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -24,14 +26,25 @@ _MAX_CONTROL: Final = 0.02
 
 
 def read_text(body: bytes, kind: Kind) -> Parsed:
-    """A text as it is.
+    """A text as it is, but for the front matter of Markdown.
 
     Raises:
         InvalidInput: it is no text, or more than `MAX_TEXT` of it.
     """
     text = decoded(body, kind.charset)
-    title = _markdown_title(text)[:LONGEST_TITLE] if kind.media_type == "text/markdown" else ""
-    return Parsed(text, title, kind.media_type)
+    return _markdown(text) if kind.media_type == "text/markdown" else Parsed(text, "", kind.media_type)
+
+
+def _markdown(text: str) -> Parsed:
+    """Its front matter is metadata and no part of the text, unless there is nothing else."""
+    front = read_front(text)
+    rest = text[front.end :].lstrip("\n") if front.end else text
+    text = rest if rest.strip() else text
+    borders = found_borders(text, structured=True)
+    title = front.title or (borders.headings[0].text if borders.headings else "")
+    metadata = {**front.metadata, "note": front.note} if front.note else front.metadata
+    links = told(markdown_links(text, borders.fences))
+    return Parsed(text, collapsed(title)[:LONGEST_TITLE], "text/markdown", metadata=metadata, links=links)
 
 
 def decoded(body: bytes, charset: str = "", *, markup: bool = False) -> str:
@@ -91,12 +104,3 @@ def _strictly(body: bytes, encoding: str) -> str | None:
 
 def _looks_binary(body: bytes) -> bool:
     return len(body) - len(body.translate(None, _CONTROL)) > 1 + _MAX_CONTROL * len(body)
-
-
-def _markdown_title(text: str) -> str:
-    """`title:` of the front matter, else the first heading."""
-    if text.startswith("---\n"):
-        front = text[4:10_000].partition("\n---")[0]
-        if found := re.search(r"^title:[ \t]*(\S.*)$", front, re.MULTILINE):
-            return found[1].strip().strip("\"'").strip()
-    return first_heading(text)

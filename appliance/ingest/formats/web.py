@@ -14,4 +14,4 @@ def read_html(body: bytes, kind: Kind) -> Parsed:
     """
     page = page_of_html(decoded(body, kind.charset, markup=True))
     told = about(author=page.author, created=page.created, language=page.language)
-    return Parsed(page.text, page.title[:LONGEST_TITLE], "text/html", metadata=told)
+    return Parsed(page.text, page.title[:LONGEST_TITLE], "text/html", metadata=told, links=page.links)

@@ -74,6 +74,27 @@ def test_a_file_of_text_tells_its_name_too(client: httpx.Client, collection: str
     assert document["metadata"]["source"] == match["metadata"]["source"] == name.rpartition("/")[2]
 
 
+def test_front_matter_and_links_are_found_by_filters(client: httpx.Client, collection: str) -> None:
+    note = b"---\ntitle: On otters\ntags: [sea, mammals]\nyear: 2024\nstatus: done\nauthor: Ann\nsource: https://x.org\n---\n"
+    upload(client, collection, "otters.md", note + b"# Sleep\n\nOtters hold hands, see [[Kelp]].")
+    upload(client, collection, "other.md", b"Otters again.")
+
+    answers = [
+        client.get("/search", params={"collection": collection, "q": "otters", "filter": each}).json()["matches"]
+        for each in ("tags = sea", "tags in (x, mammals)", "status = done", "year > 2000", "references = Kelp")
+    ]
+    document = client.get("/documents/otters.md", params={"collection": collection}).json()
+    given = {"collection": collection, "id": "own", "metadata": '{"tags": ["mine"]}'}
+    client.post("/documents", data=given, files=[("file", ("own.md", note + b"x", "text/markdown"))])
+    own = client.get("/documents/own", params={"collection": collection}).json()
+
+    assert [[match["document"] for match in matches] for matches in answers] == [["otters.md"]] * 5
+    assert (document["title"], document["text"]) == ("On otters", "# Sleep\n\nOtters hold hands, see [[Kelp]].")
+    assert document["metadata"]["references"] == ["Kelp"]
+    assert document["metadata"]["source"] == "https://x.org"
+    assert (own["metadata"]["tags"], own["metadata"]["author"]) == (["mine"], "Ann")
+
+
 def test_the_same_file_again_changes_nothing(client: httpx.Client, collection: str, documents: Any) -> None:
     body = documents.pdf([["x"]], title="Own")
 
