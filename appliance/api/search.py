@@ -35,7 +35,7 @@ from appliance.search.cursor import Cursor
 from appliance.search.fusion import Fusion
 from appliance.search.highlights import Marker, snippet
 from appliance.search.passages import around, merged
-from appliance.search.retriever import MAX_LIMIT, MAX_PLACES, Answer, Found, Known, Mode, Place, Weights
+from appliance.search.retriever import MAX_LIMIT, MAX_PLACES, MAX_QUESTION, Answer, Found, Known, Mode, Place, Weights
 from appliance.store.base import Condition
 
 router = APIRouter(tags=["search"], dependencies=[Depends(known_query)])
@@ -58,6 +58,7 @@ _PASSAGES = 3
 _AT_ONCE = 4
 """Searches of a batch that run beside each other: the store's threads are for others, too."""
 
+Q = f"a person's words, {MAX_QUESTION:,} characters at most; nothing in them is an operator"
 K = "matches; with `group=document`, documents"
 OFFSET = f"matches to pass over; with `k` at most {MAX_LIMIT}"
 AFTER = "`next` of the answer before: what follows, nothing twice, while documents come and go"
@@ -84,7 +85,7 @@ TOKENS = f"of a context, at most, as the collection's model counts; {_TOKENS} if
 class SearchBody(StrictBody):
     """A search that does not fit into a URL, or that asks with an image."""
 
-    q: str | None = Field(default=None, description="needed unless there is an image")
+    q: str | None = Field(default=None, description=f"{Q}; needed unless there is an image")
     image: Annotated[str, WithJsonSchema(images.SCHEMA)] | None = Field(
         default=None,
         description="finds what is like this image, in a collection whose model takes images; beside `q`, the words of "
@@ -255,7 +256,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"sche
 @router.get("/search", response_model=SearchAnswer | ContextAnswer, response_model_exclude_unset=True, responses=_TEXT)
 async def search(  # noqa: PLR0917  # FastAPI passes them by name
     appliance: ApplianceDep,
-    q: Annotated[str, Query(description="a person's words; nothing in them is an operator")],
+    q: Annotated[str, Query(description=Q)],
     k: Annotated[int, Query(ge=1, le=MAX_LIMIT, description=K)] = 10,
     offset: Annotated[int, Query(ge=0, lt=MAX_LIMIT, description=OFFSET)] = 0,
     after: Annotated[str | None, Query(description=AFTER)] = None,
@@ -526,7 +527,6 @@ async def _context(appliance: Appliance, asked: _Asked, answer: Answer) -> conte
 
 async def _matches(appliance: Appliance, asked: _Asked, answer: Answer) -> list[MatchInfo]:
     body = asked.body
-    marker = Marker(body.q or "") if body.highlight or body.snippet is not None else None
     texts: dict[retriever.Key, AroundInfo] = {}
     if body.context:
         found = [each for group in answer.groups for each in group]
@@ -534,7 +534,7 @@ async def _matches(appliance: Appliance, asked: _Asked, answer: Answer) -> list[
             passages = await asyncio.to_thread(around, appliance.store, found, neighbours=body.context)
             texts = {each.found.key: AroundInfo.model_validate(each, from_attributes=True) for each in passages}
 
-    def told(each: Found) -> dict[str, Any]:
+    def told(each: Found, marker: Marker | None) -> dict[str, Any]:
         more: dict[str, Any] = {}
         if each.key in texts:
             more["context"] = texts[each.key]
@@ -550,13 +550,15 @@ async def _matches(appliance: Appliance, asked: _Asked, answer: Answer) -> list[
         return more
 
     def write() -> list[MatchInfo]:
+        marker = Marker(body.q or "") if marked else None
         matches = []
         for best, *others in answer.groups:
-            more = {"passages": [match_info(each, **told(each)) for each in others]} if body.group else {}
-            matches.append(match_info(best, **told(best), **more))
+            more = {"passages": [match_info(each, **told(each, marker)) for each in others]} if body.group else {}
+            matches.append(match_info(best, **told(best, marker), **more))
         return matches
 
-    return write() if marker is None else await asyncio.to_thread(write)
+    marked = body.highlight or body.snippet is not None
+    return await asyncio.to_thread(write) if marked else write()
 
 
 def _explained(found: Found, weights: Weights | None) -> ExplanationInfo:

@@ -21,7 +21,7 @@ FILTER: Final = "what metadata must hold: `year >= 2020 and (lang in (en, de) or
 
 Op = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
 _OPS: dict[str, Op] = {op: op for op in get_args(Op)}
-_CONDITION = re.compile(r"(?P<key>[^=!<>]+?)\s*(?P<op>[=!<>]+)\s*(?P<value>.*)", re.DOTALL)
+_CONDITION = re.compile(r"(?P<key>[^=!<>]+)(?P<op>[=!<>]+)\s*(?P<value>.*)", re.DOTALL)
 
 
 def read(text: str) -> Condition:
@@ -42,7 +42,7 @@ def read(text: str) -> Condition:
     value: Any = match["value"]
     with suppress(InvalidInput):
         value = parsed(match["value"].encode())
-    return next(_conditions(match["key"], {match["op"]: value if _is_value(value) else match["value"]}))
+    return next(_conditions(match["key"].rstrip(), {match["op"]: value if _is_value(value) else match["value"]}))
 
 
 def conditions(where: Sequence[str] | None, filter_: str | None) -> Where:

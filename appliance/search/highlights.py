@@ -13,11 +13,8 @@ Range: TypeAlias = tuple[int, int]
 """The first character, and the one behind the last."""
 
 _WORD: Final = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")
-_PREFIX: Final = re.compile(r"((?:[^\W_]|[\u0300-\u036f])+)\*")
 _HAN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 """Scripts that put no spaces between words."""
-
-_SHORTEST_PREFIX: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Marker:
         found = terms(q)
         tokens = [token for term in found for token in term.tokens if not _HAN.fullmatch(token)]
         self._stems = {stem(folded(token)) for token in tokens}
-        self._prefixes = tuple(prefix for each in _PREFIX.findall(q) if len(prefix := folded(each)) >= _SHORTEST_PREFIX)
+        self._prefixes = tuple(folded(term.tokens[-1]) for term in found if term.prefix)
         self._pairs = {run[place : place + 2] for run in _HAN.findall(q) for place in range(max(len(run) - 1, 1))}
 
     def ranges(self, text: str) -> list[Range]:

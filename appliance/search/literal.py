@@ -3,15 +3,17 @@
 import re
 from typing import Final
 
-_QUOTED: Final = re.compile(r'"[^"]*\w[^"]*"|“[^”]*\w[^”]*”|«[^»]*\w[^»]*»|`[^`]*\w[^`]*`')
+# Each expression reads a text once, however long its words are: no part of one can end in many places.
+_QUOTED: Final = re.compile(r'"[^"]*"|“[^“”]*”|«[^«»]*»|`[^`]*`')
+_SAYING: Final = re.compile(r"\w")
 _WORD: Final = re.compile(r"[^\s,;!?\[\]{}]+")
 _NAME: Final = re.compile(
     r"""
-      [^\W\d_]+\d | \d[^\W\d_]      # letters beside digits: RK3588, 7z
+      [^\W\d_]\d | \d[^\W\d_]       # letters beside digits: RK3588, 7z
     | \w_\w | \w::\w | \w\(\)       # snake_case, Type::name, call()
     | [^\W\d_]\.[^\W\d_]            # dotted.name, file.txt
     | [a-z][A-Z]                    # camelCase
-    | \d[.\-/:]\d+[.\-/:]\d | \d{2}\.\d{4}    # 10.1145/1571941, 2024-01-31, 192.168.0.1
+    | \d[.\-/:]\d++[.\-/:]\d | \d{2}\.\d{4}    # 10.1145/1571941, 2024-01-31, 192.168.0.1
     | ^-{1,2}\w | ^[/~]\w | ^[@#$]\w  # --option, /path, @name
     """,
     re.VERBOSE,
@@ -27,7 +29,7 @@ def literalness(q: str) -> float:
 
     A question written in capitals throughout is loud, not literal.
     """
-    quoted = sum(len(_WORD.findall(each)) for each in _QUOTED.findall(q))
+    quoted = sum(len(_WORD.findall(each)) for each in _QUOTED.findall(q) if _SAYING.search(each))
     words = [_bare(each) for each in _WORD.findall(_QUOTED.sub(" ", q))]
     words = [each for each in words if each]
     if not quoted and not words:

@@ -27,6 +27,9 @@ Key: TypeAlias = tuple[str, str, int]
 Known: TypeAlias = dict[tuple[str, int], Vector]
 """The question's vectors by model and dimensions."""
 
+MAX_QUESTION: Final = 32_768
+"""Characters of a question: many times what any model reads of it."""
+
 MAX_LIMIT: Final = 1000
 """Matches of one search at most, those that are passed over included."""
 
@@ -247,8 +250,8 @@ class Retriever:
             known: the question's vectors, as far as `embed` gave them before.
 
         Raises:
-            InvalidInput: an empty question, a limit, weight or least score that is none, an image that is none or that
-                a model does not take.
+            InvalidInput: an empty question or one that is too long, a limit, weight or least score that is none, an
+                image that is none or that a model does not take.
             CollectionNotFound: there is no such collection.
             Overloaded: too many requests wait for the engine.
             EngineError: the question could not be embedded, or the passages not reranked. No search goes on without.
@@ -500,6 +503,8 @@ def check(query: Query) -> None:
     """Raise InvalidInput for a query that cannot be answered, whatever there is."""
     if not query.q.strip() and (query.image is None or query.mode != "vector"):
         raise InvalidInput("q is empty", param="q")
+    if len(query.q) > MAX_QUESTION:
+        raise InvalidInput(f"q has {len(query.q):,} characters; {MAX_QUESTION:,} are the most", param="q")
     if not 1 <= query.limit <= MAX_LIMIT:
         raise InvalidInput(f"the limit is 1 to {MAX_LIMIT}", param="limit")
     if query.offset and query.after is not None:

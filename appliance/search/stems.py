@@ -28,11 +28,13 @@ _STEP_4: Final = dict.fromkeys(
 )  # fmt: skip
 
 
-@lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
     """The stem of a word in small letters."""
-    if not _SHORTEST <= len(word.encode()) <= _LONGEST:
-        return word
+    return _stem(word) if _SHORTEST <= len(word.encode()) <= _LONGEST else word
+
+
+@lru_cache(maxsize=20_000)
+def _stem(word: str) -> str:
     word = _without_ending(_without_plural(word))
     if word.endswith("y") and _has_vowel(word[:-1]):
         word = word[:-1] + "i"

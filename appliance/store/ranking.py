@@ -35,6 +35,9 @@ _COUNTED: Final = 100_000
 _KEPT: Final = 4096
 """Words whose counts are remembered for a collection."""
 
+_LONGEST: Final = 256
+"""Characters of one whose count is remembered."""
+
 Scored: TypeAlias = tuple[Ids, npt.NDArray[np.float64]]
 
 
@@ -74,7 +77,7 @@ class Frequencies:
             kept = self._counts.setdefault(stored.id, {})
             if len(kept) + len(counts) > _KEPT:
                 kept.clear()
-            kept.update(counts)
+            kept.update({each: count for each, count in counts.items() if len(each) <= _LONGEST})
         return {each: count for each, (count, _) in counts.items()}
 
     def forget(self, collection: int) -> None:

@@ -13,6 +13,9 @@ MAX_TERMS: Final = 64
 MAX_PHRASE: Final = 64
 """Words of a phrase; the rest is left out."""
 
+MAX_TOKENS: Final = 256
+"""Words of one query in all its terms. Each word of a phrase costs a walk, too, and more than one that stands alone."""
+
 MIN_PREFIX: Final = 2
 """Letters of a prefix; a shorter one is looked up as a word. Each word that begins with it costs a walk."""
 
@@ -118,14 +121,16 @@ def terms(words: str) -> list[Term]:
         words = unicodedata.normalize("NFKC", words)
     telling: dict[tuple[tuple[str, ...], bool], Term] = {}
     empty: dict[tuple[tuple[str, ...], bool], Term] = {}
+    room = MAX_TOKENS
     for match in _PART.finditer(words):
         for term in _terms(match):
             key = tuple(token.casefold() for token in term.tokens), term.prefix
             stop = match["word"] and not term.prefix and key[0][0] in STOP_WORDS
             kept = empty if stop else telling
-            if len(kept) < MAX_TERMS:
-                kept.setdefault(key, term)
-        if len(telling) == MAX_TERMS:
+            if key not in kept and len(kept) < MAX_TERMS and len(key[0]) <= room:
+                kept[key] = term
+                room -= 0 if stop else len(key[0])
+        if len(telling) == MAX_TERMS or not room:
             break
     return list((telling or empty).values())
 

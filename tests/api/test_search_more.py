@@ -1,5 +1,6 @@
 """What a search can do besides: filters, pages, groups, contexts, batches, and what is like a document."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -367,3 +368,44 @@ def test_a_model_of_another_space_is_409_and_the_collection_named(client: httpx.
 
     assert answer.status_code == 409
     assert shelf in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("q", ["a" * 32_769, "漢" * 32_769, '"' * 32_769])
+def test_a_question_that_is_too_long_is_422_however_it_is_asked(client: httpx.Client, shelf: str, q: str) -> None:
+    asked = {"collection": shelf, "q": q}
+    answers = [
+        client.post("/search", json=asked),
+        client.post("/search/batch", json={"searches": [{"q": "whale", "collection": shelf}, asked]}),
+    ]
+    if q.isalpha() and q.isascii():  # the others do not fit into an address
+        answers.append(client.get("/search", params=asked))
+
+    for answer in answers:
+        assert answer.status_code == 422
+        assert "q has 32,769 characters; 32,768 are the most" in answer.json()["detail"]
+        assert answer.json()["param"] in {"q", "searches.1.q"}
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "keyword"])
+@pytest.mark.parametrize("part", ["a", "漢", '"', "*", "“a", '"a b c"* '])
+def test_a_question_as_long_as_can_be_is_answered_soon(client: httpx.Client, shelf: str, part: str, mode: str) -> None:
+    q = ("whale " + part * 32_768)[:32_768]
+    began = time.perf_counter()
+
+    answer = client.post(
+        "/search", json={"collection": shelf, "q": q, "mode": mode, "highlight": True, "snippet": 80, "explain": True}
+    )
+
+    assert answer.status_code == 200, answer.text
+    assert {"whale", "note"} <= {each["document"] for each in answer.json()["matches"]}
+    assert time.perf_counter() - began < 5
+
+
+def test_a_condition_of_many_spaces_is_read_at_once(client: httpx.Client, shelf: str) -> None:
+    began = time.perf_counter()
+
+    answer = client.get("/search", params={"collection": shelf, "q": "whale", "where": "a" + " " * 20_000 + "b"})
+
+    assert (answer.status_code, answer.json()["param"]) == (422, "where")
+    assert time.perf_counter() - began < 2
+    assert ids(client, shelf, where="lang  = de") == ["faust"]

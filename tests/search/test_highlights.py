@@ -1,5 +1,7 @@
 """Where the words of a question stand."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,3 +71,13 @@ def test_a_word_longer_than_the_snippet_does_not_break_it() -> None:
     text = "a " + "x" * 100 + " b"
 
     assert len(snippet(text, Marker("x" * 100).ranges(text), length=20).text) <= 20
+
+
+@pytest.mark.parametrize("part", ["a", "1", "漢", "한", "ก", '"', "*", "a*", "漢*"])
+def test_a_long_question_and_a_long_text_are_looked_at_once(part: str) -> None:
+    text = (part * 32_768)[:32_768]
+    began = time.perf_counter()
+
+    Marker(text).ranges(text)
+
+    assert time.perf_counter() - began < 2

@@ -1,5 +1,7 @@
 """Questions that name a thing."""
 
+import time
+
 import pytest
 
 from appliance.search.literal import literalness
@@ -18,6 +20,9 @@ from appliance.search.literal import literalness
         ("`x`", 1.0),
         ('an unfinished "quote', 0.0),
         ('""', 0.0),
+        ('"" otters "hold hands"', 2 / 3),
+        ('"?!"', 0.0),
+        ("„hold“ and “hands”", 1 / 3),
         ("get_user_id", 1.0),
         ("getUserId", 1.0),
         ("std::vector", 1.0),
@@ -40,3 +45,15 @@ from appliance.search.literal import literalness
 )
 def test_the_share_of_words_that_are_quoted_or_look_like_names(q: str, share: float) -> None:
     assert literalness(q) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "A", "1", "漢", "한", "ab1", "1.", "11/", '"', "“", "“a", "«a", "`a ", "«“`", "*", "_"]
+)
+def test_a_long_question_is_looked_at_once(part: str) -> None:
+    q = (part * 32_768)[:32_768]
+    began = time.perf_counter()
+
+    literalness(q)
+
+    assert time.perf_counter() - began < 0.5

@@ -18,3 +18,12 @@ def test_a_query_asks_for_its_terms_folded() -> None:
     assert asked("?!") == []
     assert asked('"Sea  Ötters" ott* SEA*') == [("sea otters", False), ("ott", True), ("sea", True)]
     assert asked("東京都") == [("東 京", False), ("京 都", False)]
+
+
+def test_the_phrases_of_a_query_have_so_many_words_together() -> None:
+    phrases = [" ".join(f"word{number} other{place}" for place in range(32)) for number in range(64)]
+
+    asked_for = asked(" ".join(f'"{phrase}"' for phrase in [*phrases[:4], "too many", *phrases[4:]]))
+
+    assert [text for text, _ in asked_for] == phrases[:4]
+    assert asked('one "' + "far " * 100 + '" two')[-1] == ("two", False)
