@@ -143,7 +143,7 @@ class VectorStore(Protocol):
     def nearest(
         self, collection: str, vector: Vector, *, limit: int, where: Where = (), exact: bool = False
     ) -> list[Match]:
-        """The best chunks by cosine similarity; ties in the order of document and ordinal.
+        """The best chunks by cosine similarity; ties in the order of document and ordinal, also where they are cut.
 
         A store may miss a few of the best when there are many chunks, unless `exact` is asked for; what it gives has
         its true score and passes the conditions, and is no less than asked for where there is as much.
@@ -169,7 +169,12 @@ class WordIndex(Protocol):
     """Search by words over the same chunks."""
 
     def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
-        """The best chunks for a person's words by BM25; any text is a valid query, none is an operator."""
+        """The best chunks for a person's words by BM25; ties in the order of document and ordinal, also where they are
+        cut: the first of many are those of few.
+
+        Any text is a valid query. Words in double quotes are a phrase, an asterisk behind a word or a quote makes it a
+        beginning, and nothing else is an operator (see `words.terms`).
+        """
 
 
 class Store(VectorStore, WordIndex, Protocol):

@@ -49,6 +49,7 @@ _WIDEST: Final = 32_768
 _TRUE: Final = "version >= 0"
 _FALSE: Final = "version < 0"
 _OPPOSITE: Final = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+_KEY: Final = ["document", "version", "ordinal"]
 _PAYLOAD: Final = ["document", "version", "ordinal", "text", "title", "metadata", "start", "end", "tokens"]
 
 
@@ -211,10 +212,9 @@ class MilvusStore:
             query = checked_query(vector, dimensions=dimensions)
             if limit < 1:
                 return []
-            rows = min(2 * limit + _SLACK, _MOST)
-            width = _WIDEST if exact else min(max(self._search_width, rows), _WIDEST)
+            width = _WIDEST if exact else self._search_width
             found = self._search(
-                collection, dimensions, field="vector", query=query.tolist(), where=where, rows=rows, width=width
+                collection, dimensions, field="vector", query=query.tolist(), where=where, limit=limit, width=width
             )
             if len(found) < limit:
                 found = self._all(collection, dimensions, query, where) or found
@@ -228,8 +228,7 @@ class MilvusStore:
             dimensions = self._found(collection)
             if limit < 1 or not wanted:
                 return []
-            rows = min(2 * limit + _SLACK, _MOST)
-            found = self._search(collection, dimensions, field="sparse", query=wanted, where=where, rows=rows)
+            found = self._search(collection, dimensions, field="sparse", query=wanted, where=where, limit=limit)
         return _best(found, limit)
 
     def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
@@ -344,22 +343,43 @@ class MilvusStore:
         field: str,
         query: object,
         where: Where,
-        rows: int,
+        limit: int,
         width: int = 0,
     ) -> list[Match]:
-        (hits,) = self._client.search(
-            _rows(dimensions),
-            data=[query],
-            anns_field=field,
-            filter=_filter(collection, where),
-            limit=rows,
-            output_fields=_PAYLOAD,
-            search_params={"params": {"ef": width, "nprobe": 32} if width else {}},
-            consistency_level="Strong",
-        )
-        found = self._counting([{**hit["entity"], "distance": hit["distance"]} for hit in hits], collection)
-        score = _cosine if field == "vector" and self._distance == "l2" else float
-        return [Match(given(row["document"]), _chunk(row), _bounded(score(row["distance"]), field)) for row in found]
+        """The best chunks, rather more than so many. Milvus parts equals as it likes: where the limit would, more of
+        them are asked for, without their texts, until the first in the order of document and ordinal are known.
+        """
+        scale = _cosine if field == "vector" and self._distance == "l2" else float
+        rows, fields = min(2 * limit + _SLACK, _MOST), _PAYLOAD
+        while True:
+            (hits,) = self._client.search(
+                _rows(dimensions),
+                data=[query],
+                anns_field=field,
+                filter=_filter(collection, where),
+                limit=rows,
+                output_fields=fields,
+                search_params={"params": {"ef": min(max(width, rows), _WIDEST), "nprobe": 32} if width else {}},
+                consistency_level="Strong",
+            )
+            scores = {hit["id"]: _bounded(scale(hit["distance"]), field) for hit in hits}
+            found = self._counting([{**hit["entity"], "id": hit["id"]} for hit in hits], collection)
+            parted = len(found) < limit or scores[found[limit - 1]["id"]] == scores[hits[-1]["id"]]
+            if len(hits) < rows or rows == _MOST or not parted:
+                break
+            rows, fields = min(8 * rows, _MOST), _KEY
+        if fields is _KEY:
+            found.sort(key=lambda row: (-scores[row["id"]], given(row["document"]), int(row["ordinal"])))
+            found = self._whole(dimensions, [row["id"] for row in found[:limit]])
+        return [Match(given(row["document"]), _chunk(row), scores[row["id"]]) for row in found]
+
+    def _whole(self, dimensions: int, ids: Sequence[str]) -> list[Mapping[str, Any]]:
+        """Rows with all that is given back, in no order."""
+        rows: list[Mapping[str, Any]] = []
+        for start in range(0, len(ids), _ROWS):
+            part = ids[start : start + _ROWS]
+            rows += self._client.query(_rows(dimensions), ids=part, output_fields=["id", *_PAYLOAD])
+        return rows
 
     def _all(self, collection: str, dimensions: int, query: Vector, where: Where) -> list[Match]:
         """Whatever passes, scored here: for when the index gave too few."""

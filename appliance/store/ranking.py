@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from appliance.store.base import Value
 from appliance.store.mirror import Ids, Stored
 from appliance.store.passing import Filter
-from appliance.store.words import Term, shorter_stems
+from appliance.store.words import Term, depth, shorter_stems
 
 _LISTED: Final = 20_000
 """Chunks that pass a condition which are named to FTS5; where more do, it looks at what each has."""
@@ -112,11 +112,12 @@ class Index:
 
     def best(self, wanted: Sequence[str], *, limit: int, frequencies: Frequencies) -> Scored:
         """Ids and scores of the best chunks that have any of the expressions, in no order; as many as asked for where
-        there are so many.
+        there are so many, and all that have the score of the last of them.
 
         The score is BM25 whatever leads.
         """
         every = " OR ".join(wanted)
+        limit = depth(limit)
         if self.stored.chunks <= SCORED:
             return self._ranked(every, limit)
         counts = frequencies.of(self.connection, self.stored, wanted)
@@ -138,7 +139,7 @@ class Index:
         return self._ranked(every, limit)
 
     def _ranked(self, wanted: str, limit: int, *, most: int = -1) -> Scored:
-        """The best by BM25 of the newest `most` chunks that match and pass."""
+        """The best by BM25 of the newest `most` chunks that match and pass, and all that are no worse than the last."""
         index = f"chunk_fts_{self.stored.id}"
         source, condition = index, "TRUE"
         values: tuple[Value, ...] = ()
@@ -149,10 +150,11 @@ class Index:
             source = f"{index} CROSS JOIN chunk ON chunk.id = {index}.rowid"
             condition, values = self.where
         rows = self.connection.exec_driver_sql(
-            f"SELECT id, score FROM (SELECT {index}.rowid AS id, -bm25({index}, ?, ?) AS score FROM {source} "
+            f"WITH found AS MATERIALIZED (SELECT {index}.rowid AS id, -bm25({index}, ?, ?) AS score FROM {source} "
             f"WHERE {index} MATCH ? AND {condition} {f'ORDER BY {index}.rowid DESC' if most > 0 else ''} LIMIT ?) "
-            "ORDER BY score DESC LIMIT ?",
-            (*self.weights, wanted, *values, most, limit),
+            "SELECT id, score FROM found "
+            "WHERE score >= ifnull((SELECT score FROM found ORDER BY score DESC LIMIT 1 OFFSET ?), -1e999)",
+            (*self.weights, wanted, *values, most, limit - 1),
         ).all()
         return np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float64)
 

@@ -53,6 +53,9 @@ _SLACK: Final = 1e-5
 _BLOCK: Final = 4096
 """Vectors that are read at a time when all are, and places in a chunk of vec0."""
 
+_LOOKED_UP: Final = 1024
+"""Chunks of one score that are looked up one by one to be put in order, at most."""
+
 _MOVED: Final = 1024
 """Signs that are moved in one transaction to close gaps, at most."""
 
@@ -196,7 +199,7 @@ class SqliteStore:
             if limit < 1:
                 return []
             ids, scores = self._nearest(connection, stored, query, limit=limit, where=where, exact=exact)
-            return _matches(connection, ids, scores, limit)
+            return _matches(connection, stored, ids, scores, limit)
 
     def warm(self) -> None:
         """See Store. Large collections alone are worth it."""
@@ -221,7 +224,7 @@ class SqliteStore:
                 passing = self._passing.ids(connection, stored, condition)
             index = Index(connection, stored, self._weights, where=condition, passing=passing)
             ids, scores = index.best(wanted, limit=limit, frequencies=self._frequencies)
-            return _matches(connection, ids, scores, limit)
+            return _matches(connection, stored, ids, scores, limit)
 
     def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
         """See VectorStore."""
@@ -494,25 +497,34 @@ def _scored(
     return np.array([rows[place][0] for place in best], np.int64), cosines(vectors[best], query)
 
 
-def _matches(connection: Connection, ids: Ids, scores: Scores, limit: int) -> list[Match]:
-    """The best of the chunks, whole; equal scores in the order of document and ordinal."""
+def _matches(connection: Connection, stored: Stored, ids: Ids, scores: Scores, limit: int) -> list[Match]:
+    """The best of the chunks, whole; equal scores in the order of document and ordinal, also where they are cut."""
+    by_id: dict[int, float] = {}
     if len(ids) > limit:
-        keep = scores >= np.partition(scores, -limit)[-limit]
-        ids, scores = ids[keep], scores[keep]
-    by_id = dict(zip(ids.tolist(), scores.tolist(), strict=True))
-    if len(by_id) > limit:  # ties for the last places: choose before texts are read
-        keys = connection.exec_driver_sql(
-            "SELECT id, document, ordinal FROM chunk WHERE id IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(by_id)),),
-        ).all()
-        first = sorted(keys, key=lambda row: (-by_id[row[0]], row[1], row[2]))[:limit]
-        by_id = {row[0]: by_id[row[0]] for row in first}
+        last = float(np.partition(scores, -limit)[-limit])
+        ids, scores, tied = ids[scores > last], scores[scores > last], ids[scores == last]
+        by_id = dict.fromkeys(_first(connection, stored, tied, limit - len(ids)), last)
+    by_id |= dict(zip(ids.tolist(), scores.tolist(), strict=True))
     rows = connection.exec_driver_sql(
         f"SELECT id, document, {_COLUMNS} FROM chunk WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(by_id)),),
     )
     found = [Match(document=row[1], chunk=_chunk(row[2:]), score=by_id[row[0]]) for row in rows]
     return sorted(found, key=lambda match: (-match.score, match.key))
+
+
+def _first(connection: Connection, stored: Stored, ids: Ids, wanted: int) -> Sequence[int]:
+    """The first of these chunks in the order of document and ordinal, without reading what they hold."""
+    every: list[int] = ids.tolist()
+    if len(every) <= wanted:
+        return every
+    few = len(every) <= _LOOKED_UP  # each costs a look at its row; many are met soon in the index that has their order
+    rows = connection.exec_driver_sql(
+        f"SELECT id FROM chunk WHERE {'+' if few else ''}collection = ? "
+        f"AND {'' if few else '+'}id IN (SELECT value FROM json_each(?)) ORDER BY document, ordinal LIMIT ?",
+        (stored.id, json.dumps(every), wanted),
+    )
+    return [row[0] for row in rows]
 
 
 def _chunk(row: Sequence[Any]) -> Chunk:

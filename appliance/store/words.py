@@ -19,6 +19,8 @@ MAX_TOKENS: Final = 256
 MIN_PREFIX: Final = 2
 """Letters of a prefix; a shorter one is looked up as a word. Each word that begins with it costs a walk."""
 
+_DEPTHS: Final = (128, 1024)
+
 _STOP_WORDS: Final = """
 a about above after again against all am an and any are aren as at be because been before being below between both but
 by can could couldn did didn do does doesn doing don during each few for from further had hadn has hasn have haven
@@ -104,6 +106,15 @@ def shorter_stems(beginning: str) -> Iterator[str]:
     for cut in range(max(_SHORTEST, len(word) - _MAX_ENDING), len(word)):
         if any(ending.startswith(word[cut:]) for ending in _ENDINGS):
             yield word[:cut]
+
+
+def depth(limit: int) -> int:
+    """For how many matches to look where so many are asked for.
+
+    It is the same number for all that ask for no more. So where only some chunks are scored, they are the same ones,
+    and the first matches stay the first.
+    """
+    return next((each for each in _DEPTHS if each >= limit), limit)
 
 
 def tokens(text: str) -> list[str]:

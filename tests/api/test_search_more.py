@@ -171,6 +171,18 @@ def test_pages_follow_each_other_by_next(
     assert [(each["document"], each["ordinal"]) for each in offset] == whole[1:3]
 
 
+@pytest.mark.parametrize("mode", ["hybrid", "vector", "keyword"])
+def test_pages_by_offset_of_documents_that_are_alike_are_the_whole_in_parts(client: httpx.Client, mode: str) -> None:
+    alike = [{"id": f"ticket-{n}", "text": "The printer reported an error."} for n in range(60)]
+    tickets = make(str(client.base_url), alike)
+
+    whole = ids(client, tickets, q="printer error", mode=mode, k=60)
+
+    assert len(set(whole)) == 60
+    pages = [ids(client, tickets, q="printer error", mode=mode, k=10, offset=offset) for offset in range(0, 60, 10)]
+    assert [each for page in pages for each in page] == whole
+
+
 def test_a_next_of_another_question_is_refused(client: httpx.Client, shelf: str) -> None:
     after = get(client, shelf, k=1)["next"]
 

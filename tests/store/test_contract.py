@@ -135,6 +135,29 @@ def test_ties_come_in_the_order_of_document_and_ordinal(store: Store) -> None:
     assert keys(matches) == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("m", 0)]
 
 
+def test_equals_are_cut_in_the_order_in_which_they_come(store: Store) -> None:
+    store.create("c", 3)
+    names = [f"ticket {n * 37 % 61:02}" for n in range(61)]
+    rows = np.stack([X, X, Y])
+    entries = [Entry(name, [chunk(n, "printer error", half=n % 2) for n in (2, 1, 0)], rows) for name in names]
+    store.put_many("c", [*entries, Entry("better", [chunk(0, "printer error, printer error", half=1)], Z[None])])
+    half = [Condition("half", "=", 1)]
+
+    worded = keys(store.matching("c", "printer errors", limit=500))
+    near = keys(store.nearest("c", X, limit=500))
+
+    every = [(name, ordinal) for name in sorted(names) for ordinal in range(3)]
+    assert sorted(worded[1:]) == worded[1:] == every
+    assert [key for key in near if key[1] and key[0] != "better"] == [key for key in every if key[1]]
+    for limit in (1, 2, 10, 49, 100, 150):
+        assert keys(store.matching("c", "printer errors", limit=limit)) == worded[:limit]
+        assert keys(store.nearest("c", X, limit=limit)) == near[:limit]
+        assert (
+            keys(store.matching("c", "printer errors", limit=limit, where=half))
+            == [key for key in worded if key[1] == 1 or key[0] == "better"][:limit]
+        )
+
+
 def test_a_document_is_replaced_and_removed_as_a_whole(store: Store) -> None:
     store.create("c", 3)
     store.put("c", "d", [chunk(0, "old apples"), chunk(1, "old pears")], np.stack([X, Y]))

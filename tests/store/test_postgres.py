@@ -314,6 +314,28 @@ def test_among_very_many_chunks_the_rare_words_lead(
     assert again == more
 
 
+@pytest.mark.parametrize("scored", [100, 10_000])
+def test_the_first_of_very_many_equals_are_the_same_however_many_are_asked_for(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch, scored: int
+) -> None:
+    monkeypatch.setattr(words, "SCORED", scored)
+    store = PostgresStore(postgres)
+    store.create("c", 3)
+    texts = {f"d{n * 7919 % 1500:04}": f"printer error{' paper' * (n % 30 == 0)}" for n in range(1500)}
+    store.put_many("c", [Entry(name, [Chunk(0, text, 0, 9, 2)], X[None]) for name, text in texts.items()])
+
+    def found(limit: int, words: str) -> list[str]:
+        return [match.document for match in store.matching("c", words, limit=limit)]
+
+    for query in ("printer", "paper printer error"):
+        whole = found(120, query)
+        for limit in (1, 10, 49, 51, 100):
+            assert found(limit, query) == whole[:limit]
+    if scored > len(texts):
+        shorter = sorted(name for name, text in texts.items() if text == "printer error")
+        assert found(1200, "printer error") == shorter[:1200]
+
+
 def test_titles_and_texts_weigh_what_the_owner_says(postgres: PostgresDatabase) -> None:
     store = PostgresStore(postgres)
     store.create("c", 3)

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, event
 
 from appliance.database import Database
 from appliance.errors import StoreFull, StoreUnavailable
-from appliance.store import ranking
+from appliance.store import ranking, sqlite
 from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Where
 from appliance.store.memory import MemoryStore
 from appliance.store.mirror import Mirror, Stored
@@ -525,6 +525,37 @@ def test_rare_words_lead_and_scores_are_those_of_all_words(database: Database, m
     assert best / 120 > 0.8
 
 
+@pytest.mark.parametrize("looked_up", [10, 10_000])
+@pytest.mark.parametrize("scored", [100, 10_000])
+def test_the_first_of_very_many_equals_are_the_same_however_many_are_asked_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch, looked_up: int, scored: int
+) -> None:
+    monkeypatch.setattr(sqlite, "_LOOKED_UP", looked_up)
+    monkeypatch.setattr(ranking, "SCORED", scored)
+    store = SqliteStore(database)
+    texts = {f"d{n * 7919 % 2000:04}": f"printer error{' paper' * (n % 40 == 0)}" for n in range(2000)}
+    for name in ("other", "c"):
+        store.create(name, 2)
+        store.put_many(
+            name,
+            [Entry(key, [Chunk(0, text, 0, 9, 2)], np.eye(1, 2, dtype=np.float32)) for key, text in texts.items()],
+        )
+
+    def found(limit: int, words: str) -> list[str]:
+        return [match.document for match in store.matching("c", words, limit=limit)]
+
+    near = [match.document for match in store.nearest("c", np.eye(2, dtype=np.float32)[0], limit=20)]
+    assert near == [f"d{n:04}" for n in range(20)]
+    for words in ("printer", "paper printer error"):
+        whole = found(120, words)
+        for limit in (1, 10, 49, 51, 100):
+            assert found(limit, words) == whole[:limit]
+    if scored > len(texts):
+        shorter = sorted(name for name, text in texts.items() if text == "printer error")
+        assert found(20, "printer error") == shorter[:20]
+        assert found(1500, "printer error") == shorter[:1500]
+
+
 def test_a_beginning_finds_words_whose_stem_is_shorter(database: Database) -> None:
     store = SqliteStore(database)
     store.create("c", 2)
@@ -658,11 +689,11 @@ def test_killed_again_and_again_the_store_stays_whole_and_keeps_what_it_acknowle
 # Plans
 
 
-def test_hot_queries_go_by_an_index(database: Database) -> None:
+def test_hot_queries_go_by_an_index(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, tuple[object, ...]] = {}
 
     def note(_c: object, _k: object, statement: str, parameters: tuple[object, ...], _x: object, many: object) -> None:
-        if statement.lstrip().startswith(("SELECT", "DELETE", "UPDATE")):
+        if statement.lstrip().startswith(("SELECT", "WITH", "DELETE", "UPDATE")):
             seen[statement] = parameters[0] if many and isinstance(parameters[0], tuple) else parameters
 
     for engine in (database._readers, database._writer):
@@ -676,6 +707,9 @@ def test_hot_queries_go_by_an_index(database: Database) -> None:
         for where in ((), [Condition("k", "=", 1)]):
             store.nearest("c", rows[0], limit=3, where=where)
             store.matching("c", "words", limit=3, where=where)
+    for looked_up in (1, 1000):
+        monkeypatch.setattr(sqlite, "_LOOKED_UP", looked_up)
+        exact.matching("c", "title", limit=3)
     exact.remove("c", "d")
     exact.nearest("c", rows[0], limit=3)
 
@@ -685,6 +719,8 @@ def test_hot_queries_go_by_an_index(database: Database) -> None:
             plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
             for step in plan:
                 text = str(step[-1])
-                few = ("VIRTUAL TABLE", "sqlite_sequence", "(subquery")
+                few = ("VIRTUAL TABLE", "sqlite_sequence", "(subquery", "SCAN found")
                 scans = text.startswith("SCAN") and not any(each in text for each in few)
                 assert not scans, (statement, text)
+            if "ORDER BY document, ordinal" in statement and "+id" in statement:
+                assert not any("TEMP B-TREE" in str(step[-1]) for step in plan), plan

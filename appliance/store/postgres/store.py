@@ -13,10 +13,11 @@ appliances may use one database: whatever one has put is found by all.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from heapq import nlargest
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -243,12 +244,13 @@ class PostgresStore:
                 scores = index.best(
                     stems, limit=limit, condition=condition, values=values, frequencies=self._frequencies
                 )
+                scores = _cut(connection, held, scores, limit)
                 rows = connection.exec_driver_sql(
                     f"SELECT id, {_COLUMNS} FROM vector_{held.id} JOIN chunk_{held.id} USING (id) WHERE id = ANY (%s)",
                     (list(scores),),
                 )
                 found = [Match(given(row[1]), _chunk(row[2:]), scores[row[0]]) for row in rows]
-        return sorted(found, key=lambda match: (-match.score, match.key))[:limit]
+        return sorted(found, key=lambda match: (-match.score, match.key))
 
     def chunks(self, collection: str, document: str, *, first: int = 0, last: int | None = None) -> list[Chunk]:
         """See VectorStore."""
@@ -583,6 +585,19 @@ def _count(connection: Connection, held: _Held, chunks: int, words: int) -> None
             "UPDATE store_collection SET chunks = chunks + %s, words = words + %s WHERE id = %s",
             (chunks, words, held.id),
         )
+
+
+def _cut(connection: Connection, held: _Held, scores: Mapping[int, float], limit: int) -> dict[int, float]:
+    """The best so many by their ids; of equals, the first in the order of document and ordinal."""
+    if len(scores) <= limit:
+        return dict(scores)
+    last = nlargest(limit, scores.values())[-1]
+    best = {id_: score for id_, score in scores.items() if score > last}
+    first = connection.exec_driver_sql(
+        f"SELECT id FROM vector_{held.id} WHERE id = ANY (%s) ORDER BY document, ordinal LIMIT %s",
+        ([id_ for id_, score in scores.items() if score == last], limit - len(best)),
+    )
+    return best | dict.fromkeys(first.scalars(), last)
 
 
 def _cursor(connection: Connection) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from appliance.store.asked import asked, worded
-from appliance.store.words import shorter_stems
+from appliance.store.words import depth, shorter_stems
 
 CONFIGURATION: Final = "'appliance_words'::regconfig"
 """How the server reads words; a migration makes it."""
@@ -88,9 +88,10 @@ class Words:
     def best(
         self, stems: Sequence[str], *, limit: int, condition: str, values: Sequence[Any], frequencies: "Frequencies"
     ) -> dict[int, float]:
-        """The best chunks that have any of the stems, with their BM25. Where very many have one, a chunk has to have
-        one of the rare ones to be scored, unless these are fewer than asked for.
+        """The best chunks that have any of the stems, with their BM25, and all that have the score of the last of them.
+        Where very many have a stem, a chunk has to have one of the rare ones to be scored, unless these are too few.
         """
+        limit = depth(limit)
         counts = frequencies.of(self, stems)
         order = sorted(stems, key=lambda each: counts[each])
         sums = list(accumulate(counts[each] for each in order))
@@ -134,7 +135,7 @@ class Words:
             source += f" JOIN vector_{self.number} AS v ON v.id = w.id AND {condition}"
         rows = self.connection.exec_driver_sql(
             f"SELECT id, {total} AS score FROM (SELECT w.id, w.words, w.length FROM {source} "
-            "WHERE w.words @@ %s::tsquery LIMIT %s) AS found ORDER BY score DESC, id LIMIT %s",
+            "WHERE w.words @@ %s::tsquery LIMIT %s) AS found ORDER BY score DESC FETCH FIRST (%s) ROWS WITH TIES",
             (*given, *values, lead, max(2 * SCORED, limit), limit),
         )
         return {row[0]: float(row[1]) for row in rows}
