@@ -164,6 +164,9 @@ class ExplanationInfo(BaseModel):
     vector: LegInfo | None
     keyword: LegInfo | None
     fused_score: float | None = Field(description="sum of the shares; None where nothing is fused")
+    cap: float | None = Field(
+        description="0 or less, taken off the sum: what is looked at later, to go on after the first, stays behind them"
+    )
     space_rank: int | None = Field(description="place among the matches of its space, where spaces are merged by rank")
     rerank_score: float | None
 
@@ -579,6 +582,7 @@ def _explained(found: Found, weights: Weights | None) -> ExplanationInfo:
             found.keyword_rank, found.keyword_score, found.keyword_scaled, None if weights is None else weights.keyword
         ),
         fused_score=found.fused_score,
+        cap=found.cap,
         space_rank=found.space_rank,
         rerank_score=found.rerank_score,
     )

@@ -122,6 +122,8 @@ class Found:
         keyword_rank: place among the best by words, from 1.
         vector_scaled, keyword_scaled: 0 to 1, what fusion took from each; None where there was nothing to fuse.
         fused_score: the score of fusion; None where there was nothing to fuse.
+        cap: what is taken off it, 0 or less, so that what was looked at later does not come before what was looked at
+            first; None where there was nothing to fuse.
         space_rank: place among the matches of its space, where several are merged.
         rerank_score: how relevant the reranker holds the passage, 0 to 1; None if it was not asked.
         rank: place before reranking and diversity, from 1.
@@ -140,6 +142,7 @@ class Found:
     vector_scaled: float | None = None
     keyword_scaled: float | None = None
     fused_score: float | None = None
+    cap: float | None = None
     space_rank: int | None = None
     rank: int = 0
     stored_as: str = ""
@@ -449,7 +452,7 @@ class Retriever:
         while True:
             for each in self._fused_to(near[:depth], worded[:depth], weights):
                 if each.key not in done:
-                    done[each.key] = replace(each, score=min(each.score, lowest))
+                    done[each.key] = replace(each, score=min(each.score, lowest), cap=min(lowest - each.score, 0.0))
             if depth >= max(len(near), len(worded)):
                 return list(done.values())
             lowest = min((each.score for each in done.values()), default=1.0)

@@ -251,6 +251,26 @@ def test_the_parts_of_a_score_are_explained(client: httpx.Client, shelf: str, fu
     assert get(client, shelf, explain=True, mode="vector")["matches"][0]["explanation"]["vector"]["share"] is None
 
 
+@pytest.mark.parametrize("fusion", ["rrf", "dbsf"])
+def test_the_parts_of_a_score_add_up_however_many_are_asked_for(client: httpx.Client, fusion: str) -> None:
+    notes = [{"id": f"n{n}", "text": f"otter {'river ' * (n % 7)}{'sleep ' * (n % 4)}w{n}"} for n in range(160)]
+    many = make(str(client.base_url), notes)
+
+    matches = get(client, many, q="otter river sleeps", k=160, explain=True, fusion=fusion)["matches"]
+
+    caps = []
+    for match in matches:
+        why = match["explanation"]
+        shares = [leg["share"] for leg in (why["vector"], why["keyword"]) if leg]
+        assert sum(shares) == pytest.approx(why["fused_score"])
+        assert why["fused_score"] + why["cap"] == pytest.approx(match["score"])
+        caps.append(why["cap"])
+    assert len(matches) == 160
+    assert set(caps[:50]) == {0.0}
+    assert min(caps) < 0.0 == max(caps)
+    assert get(client, many, q="otter", explain=True, mode="keyword")["matches"][0]["explanation"]["cap"] is None
+
+
 @pytest.fixture(scope="module")
 def ports(live: Any) -> str:
     return make(live.url, [{"id": "short", "text": "A harbour."}])
