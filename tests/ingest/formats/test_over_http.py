@@ -147,7 +147,7 @@ def test_no_process_of_the_server_is_left(start: Any, documents: Any) -> None:
     server = start()
     with httpx.Client(base_url=server.url, timeout=30) as session:
         upload(session, "default", "x.pdf", documents.pdf([["x"]]))
-    sandbox = server.app.state.appliance.ingestor._sandbox
+    sandbox = server.app.state.appliance.ingestor._preparer._sandbox
     (pid,) = sandbox.pids()
     assert Path(f"/proc/{pid}").exists()
 
