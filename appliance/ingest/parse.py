@@ -1,11 +1,12 @@
 """Turns the bytes of a document into the text that is cut, embedded, searched and cited."""
 
 from appliance.embedding.images import media_type_of
+from appliance.ingest.formats.charset import recognised
 from appliance.ingest.formats.detect import SUPPORTED, Kind, kind_of, read_type, unsaid
 from appliance.ingest.formats.document import JSON, LONGEST_TITLE, Parsed
 from appliance.ingest.formats.read import read
 
-__all__ = ["JSON", "LONGEST_TITLE", "SUPPORTED", "Kind", "Parsed", "is_image", "kind_of", "parse", "read"]
+__all__ = ["JSON", "LONGEST_TITLE", "SUPPORTED", "Kind", "Parsed", "is_image", "kind_of", "parse", "read", "recognised"]
 
 
 def parse(body: bytes, *, media_type: str = "", name: str = "") -> Parsed:
@@ -19,7 +20,7 @@ def parse(body: bytes, *, media_type: str = "", name: str = "") -> Parsed:
     Raises:
         InvalidInput: not a type we read, whatever it was said to be, or it cannot be read.
     """
-    return read(body, kind_of(body, media_type=media_type, name=name))
+    return read(body, recognised(body, kind_of(body, media_type=media_type, name=name)))
 
 
 def is_image(body: bytes, *, media_type: str = "") -> bool:

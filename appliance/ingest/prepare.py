@@ -14,7 +14,7 @@ from appliance.embedding.engine import Image
 from appliance.embedding.images import SUPPORTED, described, media_type_of
 from appliance.errors import InvalidInput
 from appliance.ingest.chunk import USUAL_TOKENS, Passage, chunked, embedded, room
-from appliance.ingest.parse import Parsed, is_image, kind_of, read
+from appliance.ingest.parse import Parsed, is_image, kind_of, read, recognised
 from appliance.ingest.sandbox import Sandbox
 from appliance.store.base import Chunk
 
@@ -92,16 +92,14 @@ def received(incoming: Incoming, *, takes_images: bool, max_pixels: int) -> NewD
 
 
 def _received_text(incoming: Incoming) -> NewDocument:
-    kind = kind_of(incoming.body, media_type=incoming.media_type, name=incoming.name)
+    kind = recognised(incoming.body, kind_of(incoming.body, media_type=incoming.media_type, name=incoming.name))
     name = PurePosixPath(incoming.name).name
     title = incoming.title
-    about: dict[str, object] = {}
+    about: dict[str, object] = {"source": name} if kind.apart and name else {}
+    about |= {"note": kind.note} if kind.note else {}
     source = ""
     text = incoming.body.strip() if kind.apart else b""
-    if kind.apart:
-        about = {"source": name} if name else {}
-        about |= {"note": kind.note} if kind.note else {}
-    else:
+    if not kind.apart:
         found = read(incoming.body, kind)
         text = found.text.strip()[:1].encode()
         title = title or found.title or name
@@ -123,6 +121,7 @@ def parsed(work: Work, sandbox: Sandbox) -> Parsed | None:
     if work.media_type.startswith("image/"):
         return None
     kind = kind_of(b"", media_type=work.media_type, stored=True)
+    kind = kind if kind.charset else recognised(work.body, kind)
     found = sandbox.read(work.body, kind) if kind.apart else read(work.body, kind)
     if not found.text.strip():
         pictures = " if its pages are pictures, have their text recognised (OCR) first" if found.pages else ""

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from appliance.errors import InvalidInput
+from appliance.ingest.formats.charset import decoded
 from appliance.ingest.formats.detect import JSONL, Kind
 from appliance.ingest.formats.document import Parsed, Writer, collapsed, sound
-from appliance.ingest.formats.text import decoded
 
 MAX_COLUMNS: Final = 2_000
 """Columns of a table."""

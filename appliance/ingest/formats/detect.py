@@ -386,7 +386,7 @@ CHARSETS: Final = frozenset(
         "cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258",
         "iso8859-1 iso8859-2 iso8859-3 iso8859-4 iso8859-5 iso8859-6 iso8859-7 iso8859-8 iso8859-9 iso8859-10",
         "iso8859-11 iso8859-13 iso8859-14 iso8859-15 iso8859-16",
-        "gbk gb2312 gb18030 big5 big5hkscs shift_jis euc_jp iso2022_jp euc_kr",
+        "gbk gb2312 gb18030 big5 big5hkscs shift_jis euc_jp euc_jis_2004 iso2022_jp euc_kr",
     )
     for codec in line.split()
 )

@@ -6,9 +6,9 @@ from typing import Final
 
 from appliance.errors import InvalidInput
 from appliance.ingest.formats.archive import Archive, resolved
+from appliance.ingest.formats.charset import decoded
 from appliance.ingest.formats.detect import EPUB
 from appliance.ingest.formats.document import Parsed, Writer, collapsed
-from appliance.ingest.formats.text import decoded
 from appliance.ingest.html import page_of_html
 
 _PAGES: Final = frozenset({"application/xhtml+xml", "text/html", "application/xml"})

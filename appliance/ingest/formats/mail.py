@@ -11,9 +11,9 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from appliance.errors import InvalidInput
+from appliance.ingest.formats.charset import decoded
 from appliance.ingest.formats.detect import EML, Kind, codec
 from appliance.ingest.formats.document import MAX_TEXT, Parsed, Writer, about, collapsed, sound
-from appliance.ingest.formats.text import decoded
 from appliance.ingest.html import page_of_html
 
 MAX_MESSAGES: Final = 20_000

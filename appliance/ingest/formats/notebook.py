@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from appliance.ingest.borders import first_heading
+from appliance.ingest.formats.charset import decoded
 from appliance.ingest.formats.data import read_json
 from appliance.ingest.formats.detect import JSONS, NOTEBOOK, Kind
 from appliance.ingest.formats.document import Parsed, Writer, about
-from appliance.ingest.formats.text import decoded
 
 MAX_OUTPUT: Final = 10_000
 """Characters of what one cell has printed."""

@@ -1,8 +1,8 @@
 """HTML pages."""
 
+from appliance.ingest.formats.charset import decoded
 from appliance.ingest.formats.detect import Kind
 from appliance.ingest.formats.document import LONGEST_TITLE, Parsed, about
-from appliance.ingest.formats.text import decoded
 from appliance.ingest.html import page_of_html
 
 

@@ -143,6 +143,31 @@ def test_a_declared_encoding_is_kept(client: httpx.Client, collection: str) -> N
     assert (document["text"], document["media_type"]) == ("Привет и ещё немного", "text/plain; charset=koi8-r")
 
 
+def test_an_encoding_that_was_recognised_is_told_and_the_same_file_is_unchanged(
+    client: httpx.Client, collection: str
+) -> None:
+    body = "Привет и ещё немного, выдры спят держась за руки".encode("cp1251")
+    names = ("x.txt", "x.csv", "x.html")
+
+    for name in names:
+        upload(client, collection, name, body)
+    documents = [client.get(f"/documents/{name}", params={"collection": collection}).json() for name in names]
+    again = upload(client, collection, "x.txt", body).json()["documents"]
+    upload(client, collection, "west.txt", "Größe und Übermut".encode("cp1252"))
+    western = client.get("/documents/west.txt", params={"collection": collection}).json()
+
+    for document in documents:
+        assert "Привет и ещё немного" in document["text"]
+        assert document["media_type"].endswith("; charset=cp1251")
+        assert "cp1251" in document["metadata"]["note"]
+    assert again[0]["change"] == "unchanged"
+    assert (western["text"], western["media_type"], western["metadata"]) == (
+        "Größe und Übermut",
+        "text/plain",
+        {"source": "west.txt"},
+    )
+
+
 def test_no_process_of_the_server_is_left(start: Any, documents: Any) -> None:
     server = start()
     with httpx.Client(base_url=server.url, timeout=30) as session:
