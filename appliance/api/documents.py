@@ -476,6 +476,8 @@ async def _from_json(request: Request, appliance: Appliance, *, job: bool | int 
     body = await read_json(request, DocumentsBody)
     if body.path is not None:
         file = await appliance.jobs.read_file(body.path)
+        if body.id is None and (fault := unfit_id(file.id or "")):
+            raise InvalidInput(f"the path makes no id, so give one: {fault}", param="id")
         documents = [replace(file, id=body.id or file.id, title=body.title, metadata=body.metadata)]
     else:
         items = body.items()

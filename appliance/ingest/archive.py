@@ -239,12 +239,10 @@ def _named(given: str, prefix: str) -> str:
     """An id from a name that may say anything: no way up, no drive, no control characters, no empty parts."""
     parts = [_part(part) for part in re.sub(r"^[A-Za-z]:", "", given.replace("\\", "/")).split("/")]
     name = "/".join([prefix, *(part for part in parts if part not in {"", ".", ".."})])
-    if name.rpartition("/")[2] in BELOW:  # an address of its own
-        name += "_"
     if len(name) > MAX_ID:
         ending = PurePosixPath(name).suffix[:20]
-        name = name[: MAX_ID - len(ending)] + ending
-    return name
+        name = name[: MAX_ID - 1 - len(ending)].rstrip("/") + ending
+    return f"{name}_" if name.rpartition("/")[2] in BELOW else name  # an address of its own
 
 
 def _part(part: str) -> str:

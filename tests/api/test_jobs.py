@@ -311,6 +311,20 @@ class TestFoldersOfTheServer:
             listed = client.get("/documents", params={"prefix": "srv/"}).json()["documents"]
             assert [each["id"] for each in listed] == ["srv/notes/deep/a.md"]
 
+    @pytest.mark.parametrize(("name", "says"), [("similar", "/similar"), ("a\nb.md", "control")])
+    def test_a_path_that_makes_no_id_wants_one(
+        self, start: Callable[..., Any], root: Path, name: str, says: str
+    ) -> None:
+        (root / "notes" / name).write_text("Otters hold hands.")
+        server = start(ingest_roots=[root])
+
+        refused = httpx.post(f"{server.url}/documents", json={"path": f"notes/{name}"})
+        named = httpx.post(f"{server.url}/documents", json={"path": f"notes/{name}", "id": "mine"})
+
+        assert (refused.status_code, refused.json()["param"]) == (422, "id")
+        assert says in refused.json()["detail"]
+        assert named.status_code == 201
+
     @pytest.mark.parametrize(
         "path", ["../secret.txt", "/etc/passwd", "file:///etc/passwd", "notes/out.txt", "file:///%2e%2e/etc/passwd"]
     )

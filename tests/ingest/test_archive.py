@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from appliance.catalog.records import unfit_id
 from appliance.errors import InvalidInput
 from appliance.ingest import archive
 from appliance.ingest.archive import Member, is_archive, members, stem
@@ -90,7 +91,15 @@ def test_a_name_that_may_say_anything_becomes_an_id(name: str, expected: str) ->
 def test_a_very_long_name_is_cut_and_keeps_its_ending() -> None:
     (name,) = read(zipped(("a" * 2000 + ".md", b"words")))
 
-    assert (len(name), name[-4:]) == (512, "a.md")
+    assert (len(name), name[-4:]) == (511, "a.md")
+
+
+@pytest.mark.parametrize("last", ["b", "similar", "chunks/c", "."])
+@pytest.mark.parametrize("length", range(496, 514))
+def test_a_name_that_is_cut_anywhere_is_an_id(length: int, last: str) -> None:
+    (name,) = read(zipped((f"{'a' * length}/{last}/{'c' * 99}", b"words")))
+
+    assert unfit_id(name) == ""
 
 
 def test_links_devices_and_what_is_encrypted_or_packed_oddly_is_left_out() -> None:
