@@ -1,20 +1,16 @@
 """Where in a passage the words of a question stand."""
 
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from itertools import pairwise, zip_longest
+from typing import TypeAlias
 
 from appliance.search.stems import stem
-from appliance.store.words import folded, terms
+from appliance.store.words import Written, folded, terms, tokens, written
 
 Range: TypeAlias = tuple[int, int]
 """The first character, and the one behind the last."""
-
-_WORD: Final = re.compile(r"(?:[^\W_]|[\u0300-\u036f])+")
-_HAN: Final = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
-"""Scripts that put no spaces between words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +34,56 @@ class Marker:
 
     Args:
         q: the question. Words match by their stems, as the word index finds them; `word*` matches what begins so;
-            of scripts without spaces, two characters in a row match, or a single one that stands alone.
+            of scripts without spaces, two letters in a row match, or a single one that stands alone.
     """
 
     def __init__(self, q: str) -> None:
         found = terms(q)
-        tokens = [token for term in found for token in term.tokens if not _HAN.fullmatch(token)]
-        self._stems = {stem(folded(token)) for token in tokens}
+        asked = {folded(token) for term in found for token in term.tokens}
         self._prefixes = tuple(folded(term.tokens[-1]) for term in found if term.prefix)
-        self._pairs = {run[place : place + 2] for run in _HAN.findall(q) for place in range(max(len(run) - 1, 1))}
+        self._stems: set[str] = set()
+        self._letters: set[str] = set()
+        for run in _runs(q):
+            first = run[0]
+            if not first.is_letter and not asked.isdisjoint(tokens(first.text)):
+                self._stems.add(stem(folded(first.text)))
+            elif first.is_letter:
+                self._letters |= {a.text + b.text for a, b in pairwise(run)} or {first.text}
 
     def ranges(self, text: str) -> list[Range]:
         """Character ranges in `text` of the words that match, in order; none overlap."""
         found: list[Range] = []
-        for match in _WORD.finditer(text):
-            word = folded(match[0])
-            if stem(word) in self._stems or (self._prefixes and word.startswith(self._prefixes)):
-                found.append(match.span())
-            elif self._pairs:
-                found += self._in_han(text, *match.span())
+        for run in _runs(text):
+            for start, end in self._matching(run):
+                if found and start <= found[-1][1]:
+                    found[-1] = found[-1][0], max(end, found[-1][1])
+                else:
+                    found.append((start, end))
         return found
 
-    def _in_han(self, text: str, start: int, end: int) -> list[Range]:
-        found: list[Range] = []
-        for run in _HAN.finditer(text, start, end):
-            for place in range(run.start(), run.end()):
-                length = next((n for n in (2, 1) if text[place : min(place + n, run.end())] in self._pairs), 0)
-                last = min(place + length, run.end())
-                if length and found and found[-1][1] >= place:
-                    found[-1] = found[-1][0], last
-                elif length:
-                    found.append((place, last))
-        return found
+    def _matching(self, run: Sequence[Written]) -> Iterator[Range]:
+        if not run[0].is_letter:
+            word = folded(run[0].text)
+            if stem(word) in self._stems or (self._prefixes and word.startswith(self._prefixes)):
+                yield run[0].start, run[0].end
+        elif self._letters:
+            for this, following in zip_longest(run, run[1:]):
+                if following is not None and this.text + following.text in self._letters:
+                    yield this.start, following.end
+                elif this.text in self._letters:
+                    yield this.start, this.end
+
+
+def _runs(text: str) -> Iterator[list[Written]]:
+    """Words, each alone, and letters with those that follow them without anything between."""
+    run: list[Written] = []
+    for each in written(text):
+        if run and not (each.is_letter and run[-1].is_letter and each.start <= run[-1].end):
+            yield run
+            run = []
+        run.append(each)
+    if run:
+        yield run
 
 
 def snippet(text: str, ranges: Sequence[Range], *, length: int) -> Snippet:

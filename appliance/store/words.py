@@ -1,11 +1,11 @@
 """From what a person types to the terms that are looked up."""
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from itertools import chain, pairwise
+from typing import Final, NamedTuple
+from unicodedata import category, is_normalized, normalize
 
 MAX_TERMS: Final = 64
 """Different terms of one query; the rest is left out. Each costs a walk over the chunks that have it."""
@@ -73,6 +73,20 @@ _PART: Final = re.compile(
 """A quoted phrase, a run of letters without spaces, or a word; the latter may end in an asterisk."""
 
 
+_OTHER_MARKS: Final = "".join(
+    chr(code) for code in chain(range(0x300, 0x1D00), range(0xA800, 0xAC00)) if category(chr(code)).startswith("M")
+)
+"""What stands on or around letters of any script. FTS5 takes those behind U+036F for spaces: of a word in Hindi it has
+the letters, each alone."""
+
+_WRITTEN: Final = re.compile(
+    rf"(?P<letter>[{_LETTERS}])[{_MARKS}{_OTHER_MARKS}]*"
+    rf"|(?:(?![{_LETTERS}]){_TERM.pattern[:-1]})(?:(?![{_LETTERS}])(?:{_TERM.pattern[:-1]}|[{_OTHER_MARKS}]))*"
+)
+_CLUSTER: Final = re.compile(r".[\u0300-\u036f\u1160-\u11ff\u3099\u309a\uff9e\uff9f]*", re.DOTALL)
+"""Characters that may become one in Unicode's compositions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """Something to look for: words that follow each other, as typed, each a token. `prefix`: the last begins one."""
@@ -89,13 +103,13 @@ def segmented(text: str) -> str:
     """
     if text.isascii() or not _DENSE.search(text):
         return text
-    return _SEAM.sub(" ", unicodedata.normalize("NFKC", text))
+    return _SEAM.sub(" ", normalize("NFKC", text))
 
 
 def folded(text: str) -> str:
     """Without case and diacritics."""
-    apart = unicodedata.normalize("NFD", text.casefold())
-    return unicodedata.normalize("NFC", "".join(letter for letter in apart if not "\u0300" <= letter <= "\u036f"))
+    apart = normalize("NFD", text.casefold())
+    return normalize("NFC", "".join(letter for letter in apart if not "\u0300" <= letter <= "\u036f"))
 
 
 def shorter_stems(beginning: str) -> Iterator[str]:
@@ -122,6 +136,50 @@ def tokens(text: str) -> list[str]:
     return [folded(match[0]) for match in _TERM.finditer(segmented(text))]
 
 
+class Written(NamedTuple):
+    """A word where it stands in a text; or a letter, of a script that writes without spaces.
+
+    Attributes:
+        text: the word with its marks, or the letter without; in the usual width.
+        start, end: character range, marks included.
+        is_letter: whether it is a letter, which is a token of its own.
+    """
+
+    text: str
+    start: int
+    end: int
+    is_letter: bool
+
+
+def written(text: str) -> Iterator[Written]:
+    """What a person sees as the words of a text, or as their letters where nothing parts the words, in order.
+
+    Each is one of `tokens`, but a word with marks that FTS5 takes for spaces is several of them.
+    """
+    if text.isascii():
+        for match in _TERM.finditer(text):
+            yield Written(match[0], *match.span(), is_letter=False)
+        return
+    plain, places = text, None
+    if _DENSE.search(text) and not is_normalized("NFKC", text):
+        plain, places = _composed(text)
+    for match in _WRITTEN.finditer(plain):
+        start, end = match.span()
+        if places is not None:
+            start, end = places[start][0], places[end - 1][1]
+        yield Written(match["letter"] or match[0], start, end, is_letter=match["letter"] is not None)
+
+
+def _composed(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text in its usual width and composition, and of each of its characters where it stood before."""
+    parts: list[str] = []
+    places: list[tuple[int, int]] = []
+    for match in _CLUSTER.finditer(text):
+        parts.append(normalize("NFKC", match[0]))
+        places += [match.span()] * len(parts[-1])
+    return "".join(parts), places
+
+
 def terms(words: str) -> list[Term]:
     """The different terms of a query, in order, without stop words unless there is nothing else.
 
@@ -129,7 +187,7 @@ def terms(words: str) -> list[Term]:
     told its words apart. An asterisk behind a word or quote makes it a beginning. Any text is a query.
     """
     if not words.isascii() and _DENSE.search(words):
-        words = unicodedata.normalize("NFKC", words)
+        words = normalize("NFKC", words)
     telling: dict[tuple[tuple[str, ...], bool], Term] = {}
     empty: dict[tuple[tuple[str, ...], bool], Term] = {}
     room = MAX_TOKENS
