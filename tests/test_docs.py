@@ -84,6 +84,7 @@ def test_the_api_pages_commands_work(
     assert len(documents["documents"]) == 2
     batch, jina = (each for each in answers if isinstance(each, dict) and "results" in each)
     (prompt,) = (each for each in answers if isinstance(each, dict) and "citations" in each)
+    (worded,) = (each for each in answers if isinstance(each, dict) and each.get("mode") == "keyword")
     (similar,) = (each for each in answers if isinstance(each, dict) and each.get("document") == "otters")
     tei, embedded, sparse, cosines = (each for each in answers if isinstance(each, list))
     matrix, near, clusters, alike = (each for each in answers if isinstance(each, dict) and "metric" in each)
@@ -93,6 +94,7 @@ def test_the_api_pages_commands_work(
     (found,) = (each for each in answers if isinstance(each, dict) and each.get("reranker"))
     assert [[match["document"] for match in each["matches"]] for each in batch["results"]] == [["otters"], ["whales"]]
     assert prompt["context"].startswith("[1] On otters (otters)\n")
+    assert {match["document"] for match in worded["matches"]} == {"otters", "whales"}
     assert similar["matches"][0]["document"] == "whales"
     assert [each["index"] for each in jina["results"]] == [1, 0]
     assert [each["index"] for each in tei] == [1, 0]

@@ -58,7 +58,10 @@ _PASSAGES = 3
 _AT_ONCE = 4
 """Searches of a batch that run beside each other: the store's threads are for others, too."""
 
-Q = f"a person's words, {MAX_QUESTION:,} characters at most; nothing in them is an operator"
+Q = (
+    f"a person's words, {MAX_QUESTION:,} characters at most. Words in double quotes are looked up as a phrase, and "
+    "`walr*` is every word that begins so; nothing else is an operator"
+)
 K = "matches; with `group=document`, documents"
 OFFSET = f"matches to pass over; with `k` at most {MAX_LIMIT}"
 AFTER = "`next` of the answer before: what follows, nothing twice, while documents come and go"
@@ -85,7 +88,7 @@ TOKENS = f"of a context, at most, as the collection's model counts; {_TOKENS} if
 class SearchBody(StrictBody):
     """A search that does not fit into a URL, or that asks with an image."""
 
-    q: str | None = Field(default=None, description=f"{Q}; needed unless there is an image")
+    q: str | None = Field(default=None, description=f"{Q}. Needed unless there is an image")
     image: Annotated[str, WithJsonSchema(images.SCHEMA)] | None = Field(
         default=None,
         description="finds what is like this image, in a collection whose model takes images; beside `q`, the words of "

@@ -66,7 +66,7 @@ class Query:
     """What is looked for, and how.
 
     Attributes:
-        q: a person's words; nothing in it is an operator.
+        q: a person's words; phrases in quotes and beginnings are looked up as `words.terms` says.
         places: where to look; 1 to 16. Those of one space share one ranking; rankings of several spaces are merged by
             rank.
         limit: matches wanted, or documents if `by_document`; with `offset` and what `after` has seen, at most 1000.

@@ -441,3 +441,15 @@ def test_a_condition_of_many_spaces_is_read_at_once(client: httpx.Client, shelf:
     assert (answer.status_code, answer.json()["param"]) == (422, "where")
     assert time.perf_counter() - began < 2
     assert ids(client, shelf, where="lang  = de") == ["faust"]
+
+
+def test_phrases_and_beginnings_are_told_of_wherever_a_question_is_described(client: httpx.Client) -> None:
+    routes = client.get("/openapi.json").json()["paths"]
+
+    by_address = next(each for each in routes["/search"]["get"]["parameters"] if each["name"] == "q")
+    for path in ("/search", "/search/batch"):
+        schema = routes[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        body = schema["properties"].get("searches", {}).get("items", schema)
+        for told in (by_address["description"], body["properties"]["q"]["description"]):
+            assert "phrase" in told
+            assert "`walr*`" in told

@@ -67,7 +67,9 @@ def ingest(
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="A question, or words.", callback=utf8)],
+    query: Annotated[
+        str, typer.Argument(help='A question, or words: "new york" is a phrase, walr* a beginning.', callback=utf8)
+    ],
     *,
     collection: Collection = "default",
     k: Annotated[int, typer.Option("-k", "--limit", min=1, max=1000, help="Matches at most.")] = 10,
