@@ -1,5 +1,7 @@
 """kill -9 during ingestion: no acknowledged document is lost, and nothing is left that belongs to no document."""
 
+# ruff: noqa: S608  # names of tables hold a number of ours
+
 import io
 import os
 import random
@@ -338,8 +340,61 @@ def square(colour: str) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
+def test_a_reindex_that_is_killed_again_and_again_is_gone_on_with_and_the_old_index_answers(tmp_path: Path) -> None:
+    chance = random.Random(3)  # noqa: S311  # no secret
+    documents = [
+        {"id": f"d{n}", "text": f"number{n} " + "words of a passage " * chance.randrange(1, 200)} for n in range(900)
+    ]
+    server = Server(tmp_path)
+    server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        job = client.post("/documents", json={"documents": documents, "job": True}).json()["job"]
+        while client.get(f"/jobs/{job}").json()["ended"] is None:
+            time.sleep(0.05)
+        body = {"dimensions": 256, "chunking": {"strategy": "sentences"}}
+        reindex = client.post("/collections/default/reindex", json=body).json()["id"]
+    kills = 0
+    while True:
+        time.sleep(chance.random() * 0.3)
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            over = client.get(f"/jobs/{reindex}").json()["ended"] is not None
+            found = client.get("/search", params={"q": "number7", "mode": "keyword"}).json()["matches"]
+            now = client.get("/collections/default").json()
+            assert found[0]["document"] == "d7"
+            assert now["dimensions"] == (256 if over else 1024)
+        if over:
+            break
+        server.kill()
+        kills += 1
+        server = Server(tmp_path)
+        server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        assert client.get(f"/jobs/{reindex}").json()["counts"]["ready"] == 900
+        client.post("/collections/default/reindex", json={"dimensions": 256}).raise_for_status()
+    server.kill()
+
+    server = Server(tmp_path)
+    server.wait_until_ready()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        jobs = client.get("/jobs").json()["jobs"]
+        while (last := client.get(f"/jobs/{jobs[0]['id']}").json())["ended"] is None:
+            time.sleep(0.05)
+    server.kill()
+    assert (last["kind"], last["state"], last["counts"]["ready"]) == ("reindex", "done", 900)
+    assert kills > 1
+    database = Database(tmp_path / "appliance.db")
+    with database.write() as connection:  # what was replaced is kept for a minute
+        connection.exec_driver_sql("UPDATE collection SET kept_until = NULL")
+    database.close()
+    server = Server(tmp_path)
+    server.wait_until_ready()
+    server.kill()
+    assert orphans(tmp_path / "appliance.db") == []
+
+
 def orphans(path: Path) -> list[str]:
-    """Everything in the database that belongs to no document, or lacks a part of its own."""
+    """Everything in the database, of one collection, that belongs to no document, or lacks a part of its own."""
     database = Database(path)
     with database.read() as connection:
 
@@ -347,6 +402,7 @@ def orphans(path: Path) -> list[str]:
             return int(connection.exec_driver_sql(sql).scalar_one())
 
         chunks = count("SELECT count(*) FROM chunk")
+        number = count("SELECT id FROM store_collection")
         faults = {
             "integrity": count("SELECT (SELECT integrity_check FROM pragma_integrity_check) <> 'ok'"),
             "chunk without document": count(
@@ -355,7 +411,7 @@ def orphans(path: Path) -> list[str]:
             ),
             "document with a part of its chunks": count(
                 "SELECT count(*) FROM document WHERE state = 'ready' AND chunks <> "
-                "(SELECT count(*) FROM chunk WHERE collection = 1 AND document = document.id)"
+                f"(SELECT count(*) FROM chunk WHERE collection = {number} AND document = document.id)"
             ),
             "chunk that is missing": count(
                 "SELECT count(*) FROM (SELECT count(*) AS there, max(ordinal) + 1 AS due FROM chunk GROUP BY document) "
@@ -370,9 +426,9 @@ def orphans(path: Path) -> list[str]:
             "words apart without chunk": count(
                 "SELECT count(*) FROM chunk_segmented WHERE chunk_id NOT IN (SELECT id FROM chunk)"
             ),
-            "bits": count("SELECT count(*) FROM vec_bits_1") - chunks,
-            "words": count("SELECT count(*) FROM chunk_fts_1_docsize") - chunks,
-            "count": count("SELECT chunks FROM store_collection WHERE id = 1") - chunks,
+            "bits": count(f"SELECT count(*) FROM vec_bits_{number}") - chunks,
+            "words": count(f"SELECT count(*) FROM chunk_fts_{number}_docsize") - chunks,
+            "count": count("SELECT chunks FROM store_collection") - chunks,
             "source without document": count(
                 "SELECT count(*) FROM source WHERE document_seq NOT IN (SELECT seq FROM document)"
             ),
@@ -385,6 +441,7 @@ def orphans(path: Path) -> list[str]:
             ),
         }
     with database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO chunk_fts_1(chunk_fts_1, rank) VALUES ('integrity-check', 1)")
+        words = f"chunk_fts_{number}"
+        connection.exec_driver_sql(f"INSERT INTO {words}({words}, rank) VALUES ('integrity-check', 1)")
     database.close()
     return [f"{name}: {number}" for name, number in faults.items() if number]
