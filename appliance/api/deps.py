@@ -1,7 +1,7 @@
 """What routes ask for: the appliance, a JSON body whatever its Content-Type says, and a query string of known names."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -244,7 +244,24 @@ def validated(content: Any, model: type[Body]) -> Body:
         return model.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise invalid(first, first["loc"]) from None
+        raise invalid(first, _path(content, first["loc"], missing=first["type"] == "missing")) from None
+
+
+def _path(content: Any, loc: Sequence[int | str], *, missing: bool) -> list[int | str]:
+    """The path without what pydantic adds where a field may be of several types: `collection` for `collection.str`."""
+    path: list[int | str] = []
+    for place, part in enumerate(loc, start=1):
+        match content:
+            case dict() if part in content:
+                content = content[part]
+            case list() if isinstance(part, int):
+                content = content[part]
+            case dict() if missing and place == len(loc):
+                pass
+            case _:
+                continue
+        path.append(part)
+    return path
 
 
 def json_body(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:

@@ -83,7 +83,16 @@ def _asked_job(value: object) -> object:
     return {"true": True, "false": False}.get(value, int(value) if value.isdecimal() and len(value) < 18 else value)  # noqa: PLR2004  # 64 bits
 
 
-AskedJob = StrictBool | Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)] | None
+def _true_or_number(value: object) -> object:
+    number = isinstance(value, int) and (isinstance(value, bool) or 1 <= value < 2**63)
+    if value is None or number:
+        return value
+    raise ValueError("true for a new job, or the number of one, is needed")
+
+
+AskedJob = Annotated[
+    StrictBool | Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)] | None, BeforeValidator(_true_or_number)
+]
 """True for a new job, or the number of one."""
 
 TextJob = Annotated[AskedJob, BeforeValidator(_asked_job)]

@@ -11,6 +11,7 @@ from appliance.api.deps import parsed
 from appliance.errors import InvalidInput
 from appliance.search.filters import parse_filter
 from appliance.store.base import AllOf, AnyOf, Condition, Expression, Not, Value, Where
+from appliance.store.where import check_where
 
 MAX_CONDITIONS: Final = 100
 MAX_VALUES: Final = 10_000
@@ -58,12 +59,18 @@ def held(where: Sequence[Condition], filter_: str | None) -> Where:
     """Conditions, and what a filter says, together.
 
     Raises:
-        InvalidInput: the filter is wrong, or they are too large.
+        InvalidInput: one of them is wrong, or they are too large; of the filter, it says so.
     """
+    check_where(where)
     _check_size(where, "where")
     if filter_ is None:
         return tuple(where)
-    both = *where, parse_filter(filter_)
+    expression = parse_filter(filter_)
+    try:
+        check_where([expression])
+    except InvalidInput as error:
+        raise InvalidInput(error.message, param="filter") from error
+    both = *where, expression
     _check_size(both, "filter")
     return both
 

@@ -102,7 +102,9 @@ class _Parser:
 
     def _single(self, depth: int) -> Expression:
         if depth == MAX_DEPTH:
-            raise InvalidInput(f"the filter has more than {MAX_DEPTH} parentheses inside each other", param="filter")
+            raise InvalidInput(
+                f"more than {MAX_DEPTH} `not` and ( ) of the filter are inside each other", param="filter"
+            )
         if self._took("not"):
             return Not(self._single(depth + 1))
         if self._took("("):

@@ -167,7 +167,7 @@ def _check_value(value: object) -> None:
             pass
         case _:
             raise InvalidInput(
-                "metadata is compared with text, true, false and numbers (whole ones of 64 bits)", param="where"
+                "metadata is compared with text, true, false and finite numbers (whole ones of 64 bits)", param="where"
             )
 
 

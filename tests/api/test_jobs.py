@@ -125,8 +125,10 @@ class TestDocumentsOfAJob:
             return client.post("/documents", json={"collection": collection, "text": "x", **more})
 
         assert put(job=10**9).status_code == 404
-        assert put(job="yes").status_code == 422
-        assert put(job=0).status_code == 422
+        for wrong in ("yes", "true", 0, 2**63, 1.5, [1]):
+            refused = put(job=wrong)
+            assert (refused.status_code, refused.json()["param"]) == (422, "job")
+            assert refused.json()["detail"] == "job: true for a new job, or the number of one, is needed"
         assert put(priority=1).json()["param"] == "priority"
         assert put(job=True, priority=101).status_code == 422
         assert put(job=True, model="nothing").status_code == 404

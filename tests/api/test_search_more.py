@@ -91,16 +91,57 @@ def test_a_filter_and_conditions_both_hold(client: httpx.Client, shelf: str) -> 
         (f"a in ({', '.join(map(str, range(10_001)))})", "10001 values"),
         ("not (" * 20 + "a=1" + ")" * 20, "inside each other"),
         ("a between 1 and x", "one type"),
+        ("n >= 1e400", "numbers (whole ones of 64 bits)"),
+        ("n = 9223372036854775808", "numbers (whole ones of 64 bits)"),
+        ("'a\\\\b' = 1", "no quotes, backslashes"),
+        ("not " * 13 + "a=1", "12 `not` and ( )"),
     ],
 )
 def test_a_filter_that_cannot_be_answered_is_422_with_its_place(
     client: httpx.Client, shelf: str, given: str, says: str
 ) -> None:
-    answer = client.post("/search", json={"q": "x", "collection": shelf, "filter": given})
+    asked = {"q": "x", "collection": shelf, "filter": given}
+    answers = [client.post("/search", json=asked), client.post("/search/batch", json={"searches": [asked]})]
+    if len(given) < 10_000:
+        answers.append(client.get("/search", params=asked))
+        answers.append(client.get("/documents/whale/similar", params={"collection": shelf, "filter": given}))
 
-    assert answer.status_code == 422
-    assert says in answer.json()["detail"]
-    assert answer.json()["param"] in {"filter", "where"}
+    for answer in answers:
+        assert answer.status_code == 422
+        assert says in answer.json()["detail"]
+        assert answer.json()["param"] in {"filter", "searches.0.filter"}
+
+
+def test_a_condition_that_cannot_be_answered_is_422_and_named_where(client: httpx.Client, shelf: str) -> None:
+    answers = [
+        client.post("/search", json={"q": "x", "collection": shelf, "where": {'a"b': 1}, "filter": "a = 1"}),
+        client.get("/search", params={"q": "x", "collection": shelf, "where": 'a"b=1', "filter": "a = 1"}),
+        client.get("/search", params={"q": "x", "collection": shelf, "where": "=1"}),
+    ]
+
+    for answer in answers:
+        assert (answer.status_code, answer.json()["param"]) == (422, "where"), answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"collection": 5}, "collection"),
+        ({"collection": ["a", 5]}, "collection"),
+        ({"collection": {"a": 5}}, "collection"),
+        ({"collections": "a"}, "collections"),
+        ({"where": {"a": [{"b": 2**70}]}}, "where"),
+        ({"q": 5}, "q"),
+    ],
+)
+def test_what_is_of_a_wrong_type_is_named_by_its_place_alone(
+    client: httpx.Client, body: dict[str, Any], param: str
+) -> None:
+    alone = client.post("/search", json={"q": "x", **body})
+    among = client.post("/search/batch", json={"searches": [{"q": "x"}, {"q": "x", **body}]})
+
+    assert (alone.status_code, alone.json()["param"]) == (422, param)
+    assert (among.status_code, among.json()["param"]) == (422, f"searches.1.{param}")
 
 
 def test_conditions_and_a_filter_are_bounded_together(client: httpx.Client, shelf: str) -> None:

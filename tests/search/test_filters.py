@@ -72,8 +72,8 @@ def test_a_filter_says_what_it_seems_to_say(text: str, expected: Expression) -> 
         ("a = 'open", "a quote that is not closed"),
         ("a = x;y", "character at 6 that needs quotes"),
         ("a = $", "character at 5 that needs quotes"),
-        ("not " * 50 + "a=1", "inside each other"),
-        ("(" * 10_000, "inside each other"),
+        ("not " * 13 + "a=1", "more than 12 `not` and ( ) of the filter are inside each other"),
+        ("(" * 10_000, "more than 12 `not` and ( )"),
         ("a=" + "x" * 200_000, "more than 100,000 characters"),
     ],
 )
