@@ -336,6 +336,18 @@ class TestSearch:
         assert "notes/stars.txt, characters 0 to 41" in answer.stdout
         assert "Galaxies are made of stars" in answer.stdout
 
+    def test_page_section_and_source_are_printed_where_there_are(self, live: Live) -> None:
+        metadata = {"page": 12, "page_end": 13, "section": "Guide > Install", "source": "https://example.org/guide"}
+        document = {"id": "guide", "title": "Guide", "text": "Zebras are striped.", "metadata": metadata}
+        with httpx.Client(base_url=live.url) as client:
+            client.post("/collections", json={"name": "cli-places"})
+            client.post("/documents", json={"collection": "cli-places", "documents": [document]}).raise_for_status()
+
+        answer = run("search", "zebras", "--url", live.url, "-c", "cli-places", "--mode", "keyword")
+
+        lines = " ".join(answer.stdout.split())  # it may run over two lines
+        assert "guide, https://example.org/guide, pages 12 to 13, Guide > Install, characters 0 to 19" in lines
+
     def test_filters_documents_and_contexts_can_be_asked_for(self, live: Live) -> None:
         with httpx.Client(base_url=live.url) as client:
             client.post("/collections", json={"name": "cli-more"})

@@ -274,6 +274,7 @@ class ChunkInfo(BaseModel):
     start: int
     end: int
     tokens: int
+    metadata: dict[str, JsonValue] = Field(description="the document's, and where in it the passage is: page, section")
 
 
 class ChunkList(BaseModel):

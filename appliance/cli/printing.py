@@ -107,10 +107,13 @@ def matches(found: Sequence[Mapping[str, Any]]) -> None:
     """Print a search's matches, the best first, each with the place it can be cited by."""
     from rich.text import Text
 
+    from appliance.search.cited import place
+
     out = console()
     for rank, match in enumerate(found, 1):
         out.print(f"{rank}. {match['title'] or match['document']}  {match['score']:.3f}", style="bold")
-        out.print(f"   {match['document']}, characters {match['start']} to {match['end']}", style="dim")
+        where = place(match["metadata"], match["document"], title=match["title"])
+        out.print(f"   {where}, characters {match['start']} to {match['end']}", style="dim")
         out.print(Text("   ").append_text(_shown(match)).append("\n"))
     if not found:
         out.print("nothing was found")

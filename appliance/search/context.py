@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from appliance.search import cited
 from appliance.search.passages import Passage
 
 _LEAST: Final = 32
@@ -11,9 +12,6 @@ _LEAST: Final = 32
 
 _CUT: Final = " …"
 """Behind a passage that was cut."""
-
-_SOURCES: Final = ("source", "url", "path")
-"""Metadata that may say where a document comes from, the most telling first."""
 
 Spans = Callable[[str], Sequence[tuple[int, int]]]
 """The character range of each token of a text."""
@@ -99,15 +97,13 @@ def _fitting(text: str, room: int, spans: Spans, *, first: bool) -> str:
 def _citation(passage: Passage, number: int) -> Citation:
     found = passage.found
     metadata = found.chunk.metadata
-    named = (metadata.get(key) for key in _SOURCES)
-    page = metadata.get("page")
     return Citation(
         number=number,
         collection=found.collection,
         document=found.document,
         title=found.chunk.title,
-        source=next((each for each in named if isinstance(each, str) and each), found.document),
-        page=page if isinstance(page, int | str) and not isinstance(page, bool) else None,
+        source=cited.source(metadata, found.document),
+        page=cited.page(metadata),
         start=passage.start,
         end=passage.end,
         score=found.score,

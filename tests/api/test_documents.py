@@ -133,6 +133,16 @@ def test_the_same_id_again_replaces(client: httpx.Client, collection: str) -> No
     assert len(client.get("/documents/x/chunks", params={"collection": collection}).json()["chunks"]) == 1
 
 
+def test_passages_are_listed_with_their_metadata(client: httpx.Client, collection: str) -> None:
+    text, about = "# Otters\n\nThey sleep.", {"title": "Animals", "metadata": {"year": 2024}}
+    put(client, collection, id="x", text=text, media_type="text/markdown", **about)
+
+    (chunk,) = client.get("/documents/x/chunks", params={"collection": collection}).json()["chunks"]
+
+    assert chunk["metadata"] == {"year": 2024, "section": "Otters"}
+    assert (chunk["ordinal"], chunk["start"], chunk["text"]) == (0, 0, text)
+
+
 def test_files_are_taken_and_a_bad_one_does_not_take_its_neighbours_down(client: httpx.Client, collection: str) -> None:
     files = [
         ("file", ("good.md", b"# Heading\n\nA *good* file about badgers.", "text/markdown")),
