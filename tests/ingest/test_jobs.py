@@ -127,6 +127,26 @@ def test_what_failed_or_was_skipped_stays_so_when_its_folder_is_read_on(
         assert (job["counts"]["ready"], job["counts"]["unchanged"]) == (2, 2)
 
 
+def test_what_failed_in_a_watched_folder_is_tried_again_at_the_next_start(
+    start: Callable[..., Any], data: Path, catalog: Catalog, tmp_path: Path
+) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("words of a")
+    standing = catalog.jobs.standing("c", name="notes", origin=str(folder))
+    catalog.put_documents("c", [NewDocument("notes/a.txt", b"words of a", title="a.txt")], job=standing.id)
+    catalog.settle([Failed(work, "no process could be begun") for work in catalog.take(9)])
+    closed(catalog)
+
+    server = start(data=data, watch_folders={str(folder): "c"})
+
+    kept = server.app.state.appliance.catalog
+    deadline = time.monotonic() + 20
+    while kept.document("c", "notes/a.txt").state != "ready":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_folder_that_may_no_longer_be_read_ends_its_job_with_the_reason(
     start: Callable[..., Any], data: Path, catalog: Catalog, tmp_path: Path
 ) -> None:
