@@ -16,6 +16,7 @@ from appliance.cli.evaluation import (
     collapsed,
     compare,
     evaluate,
+    read_corpus,
     read_judgements,
     read_questions,
     table,
@@ -135,6 +136,54 @@ def test_documents_that_the_server_refuses_are_counted_and_the_rest_goes_on(
     assert (result["documents"], result["refused"], result["chunks"]) == (3, count, 3)
     assert result["modes"]["hybrid"]["recall@100"] == 1.0
     assert f"3 documents ({count} more were refused" in table(result)
+
+
+@pytest.mark.parametrize("count", [1, 5, 130])
+def test_ids_that_the_server_refuses_are_told_and_the_rest_goes_on(folder: Path, server: Server, count: int) -> None:
+    ids = [f"papers//{number}" for number in range(count)]
+    lines = (folder / "corpus.jsonl").read_text().splitlines()
+    lines[1:1] = [json.dumps({"_id": name, "title": "", "text": "A boat."}) for name in ids]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+
+    result = evaluate(server, folder, collection=f"refused-ids-{count}", model="hash")
+
+    assert (result["documents"], result["refused"], result["chunks"]) == (3, count, 3)
+    assert [each["id"] for each in result["refusals"]] == ids
+    assert result["modes"]["hybrid"]["recall@100"] == 1.0
+    told = table(result)
+    assert f"3 documents ({count} more were refused" in told
+    assert "Refused: papers//0: " in told
+    assert "no two in a row" in told
+    assert len(told) < 1500
+
+
+def test_a_corpus_of_which_nothing_is_taken_is_an_error(folder: Path, server: Server) -> None:
+    (folder / "corpus.jsonl").write_text(json.dumps({"_id": "a//b", "text": "A boat."}))
+
+    with pytest.raises(InvalidInput, match=r"every document was refused, the first: a//b: id: .* no two in a row"):
+        evaluate(server, folder, collection="refused-all", model="hash")
+
+
+def test_lines_end_at_line_feeds_alone(folder: Path, server: Server) -> None:
+    odd = "A boat\u2028on the\u0085sea\u2029and\x1con."
+    documents = [{"_id": "d1", "title": "Bo\u2028ats", "text": odd}, {"_id": "d\u00853", "text": "Fry the onions."}]
+    (folder / "corpus.jsonl").write_text(
+        "\r\n".join(json.dumps(each, ensure_ascii=False) for each in documents), encoding="utf-8", newline=""
+    )
+    (folder / "queries.jsonl").write_text(
+        "\n".join(
+            json.dumps({"_id": name, "text": text}, ensure_ascii=False)
+            for name, text in {"q1": "boat\u2028sea", "q\u00852": "onions"}.items()
+        ),
+        encoding="utf-8",
+    )
+    (folder / "qrels.tsv").write_text("q1\td1\t1\r\nq\u00852\td\u00853\t1\r\n", encoding="utf-8", newline="")
+
+    judged = read_judgements(folder)
+
+    assert judged == {"q1": {"d1": 1}, "q\u00852": {"d\u00853": 1}}
+    assert read_questions(folder, judged) == {"q1": "boat\u2028sea", "q\u00852": "onions"}
+    assert [each["text"] for each in read_corpus(folder)] == [odd, "Fry the onions."]
 
 
 def test_a_query_that_is_judged_but_not_there_is_an_error(folder: Path, server: Server) -> None:

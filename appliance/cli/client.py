@@ -125,9 +125,18 @@ class Server:
             time.sleep(0.5)
 
     def put(self, collection: str, documents: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
-        """Queue documents, later if the server says so; what became of each."""
+        """Queue documents, later if the server says so; what became of each. One that makes the server refuse them all,
+        as an id that is none does, is left out.
+        """
         body = {"collection": collection, "wait": 0, "documents": documents}
-        outcomes: list[dict[str, Any]] = self._call("POST", "/documents", json=body)["documents"]
+        try:
+            outcomes: list[dict[str, Any]] = self._call("POST", "/documents", json=body)["documents"]
+        except Refused as error:
+            half = len(documents) // 2
+            if not half:
+                reason = error.message.removeprefix("documents.0.")
+                return [_refused(str(each.get("id", "")), reason) for each in documents]
+            return [*self.put(collection, documents[:half]), *self.put(collection, documents[half:])]
         return outcomes
 
     def documents(self, collection: str, prefix: str) -> dict[str, int]:

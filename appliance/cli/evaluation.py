@@ -28,6 +28,9 @@ RERANKED: Final = 50
 
 BATCH_DOCUMENTS, BATCH_BYTES = 128, 2 * 2**20
 
+REFUSALS: Final = 5
+"""Documents that the server refused which are told with its reason."""
+
 MEASURES: Final[Mapping[str, Callable[[Sequence[str], Mapping[str, int]], float]]] = {
     "nDCG@10": lambda ranking, judged: ndcg(ranking, judged, k=10),
     "recall@10": lambda ranking, judged: recall(ranking, judged, k=10),
@@ -76,26 +79,33 @@ def evaluate(
         progress: told what goes on.
 
     Raises:
-        InvalidInput: the folder holds no such data set.
+        InvalidInput: the folder holds no such data set, or the server refuses every document of it.
         UpstreamFailed: the server cannot be reached, or failed.
     """
     judged = read_judgements(folder)
     questions = read_questions(folder, judged)
     server.ensure(collection, model=model)
     started = time.monotonic()
-    indexed = refused = 0
+    indexed = 0
+    refusals: list[dict[str, str]] = []
     for batch in batches(read_corpus(folder)):
         outcomes = server.put(collection, batch)
         if failed := [each for each in outcomes if each["state"] == "failed"]:
             raise UpstreamFailed(f"document {failed[0]['id']} failed: {failed[0].get('error')}")
-        refused += sum(each["change"] == "refused" for each in outcomes)
-        indexed += sum(each["change"] != "refused" for each in outcomes)
+        refused = [each for each in outcomes if each["change"] == "refused"]
+        refusals += [{"id": each["id"], "error": each["error"] or "refused"} for each in refused]
+        indexed += len(outcomes) - len(refused)
+    if refusals and not indexed:
+        raise InvalidInput(
+            f"every document was refused, the first: {refusals[0]['id']}: {refusals[0]['error']}", param="folder"
+        )
     chunks = _indexed(server, collection, indexed, progress)
     seconds = time.monotonic() - started
     return {
         "collection": collection,
         "documents": indexed,
-        "refused": refused,
+        "refused": len(refusals),
+        "refusals": refusals,
         "chunks": chunks,
         "queries": len(questions),
         "seconds": seconds,
@@ -179,6 +189,9 @@ def table(result: Mapping[str, Any]) -> str:
             f"{result['documents']} documents{without}, {result['chunks']} chunks, {result['queries']} queries; "
             f"indexed in {result['seconds']:.1f} s ({result['documents/s']:.1f} documents/s)."
         )
+        lines += [f"Refused: {each['id']}: {each['error']}" for each in result["refusals"][:REFUSALS]]
+        if result["refused"] > REFUSALS:
+            lines.append(f"Refused: {result['refused'] - REFUSALS} more; --json lists all.")
     else:
         best = max(result["modes"], key=lambda name: result["modes"][name]["nDCG@10"])
         lines.append(f"{result['queries']} queries; the best by nDCG@10: {best}.")
@@ -220,7 +233,7 @@ def read_judgements(folder: Path) -> dict[str, dict[str, int]]:
     if path is None:
         raise InvalidInput(f"{folder} has neither qrels.tsv nor qrels/test.tsv", param="folder")
     judged: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(_text(path).splitlines()):
+    for number, line in enumerate(_split(path)):
         fields = line.split("\t")
         if len(fields) != 3 or (number and not fields[2].lstrip("-").isdigit()):  # noqa: PLR2004 - query, document, gain
             raise InvalidInput(f"{path.name}, line {number + 1}: not query, document and gain parted by tabs")
@@ -318,8 +331,16 @@ def _text(path: Path) -> str:
         raise InvalidInput(f"{path.name} is not UTF-8", param="folder") from error
 
 
+def _split(path: Path) -> list[str]:
+    """The lines of a file. They end at line feeds: `splitlines` would part a text at other characters, too, which JSON
+    leaves as they are.
+    """
+    text = _text(path)
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def _lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_split(path), start=1):
         if line.strip():
             try:
                 content = json.loads(line)
