@@ -272,7 +272,7 @@ class Retriever:
             exhausted = all(max(len(leg.nearest), len(leg.by_words)) < depth for leg in legs)
             if enough or exhausted or depth >= MAX_LIMIT:
                 break
-            depth = min(2 * depth, MAX_LIMIT)
+            depth *= 2
         ranking = [replace(each, rank=place) for place, each in enumerate(ranking, start=1)]
         cut = False
         if query.reranker is not None:
@@ -367,9 +367,14 @@ class Retriever:
         wanted = query.wanted + 1  # whether one follows
         if query.reranker is not None:
             wanted = max(wanted, self._rerank_depth)
-        if query.mode == "hybrid" or query.diversity:
+        if query.diversity:
             wanted = max(wanted, self._depth)
-        return wanted
+        if query.mode != "hybrid":
+            return wanted
+        depth = self._depth  # each step of the fusion whole: half of one would have another order
+        while depth < wanted:
+            depth *= 2
+        return depth
 
     async def _legs(self, query: Query, vectors: Known, depth: int) -> list[_Leg]:
         """What each place has, to this depth."""

@@ -416,6 +416,33 @@ def test_pages_by_offset_are_the_whole_in_parts(
     assert pages == whole
 
 
+@pytest.mark.parametrize("fusion", ["rrf", "dbsf"])
+@pytest.mark.parametrize("depth", [7, 50])
+async def test_pages_by_offset_fit_together_far_behind_the_first(embedder: Embedder, fusion: str, depth: int) -> None:
+    store = MemoryStore()
+    store.create("notes", DIMENSIONS)
+    texts = [f"printer {'error ' * (n % 5)}{'paper ' * (n % 3)}number {n}" for n in range(160)]
+    for n, vector in enumerate((await embedder.embed(texts)).vectors):
+        store.put("notes", f"d{n}", [Chunk(0, texts[n], 0, len(texts[n]), 8)], vector[None])
+
+    async def names(offset: int, limit: int) -> list[str]:
+        found = await search(
+            store,
+            embedder,
+            "printer errors",
+            collection="notes",
+            depth=depth,
+            fusion=fusion,
+            offset=offset,
+            limit=limit,
+        )
+        return [each.document for each in found]
+
+    whole = await names(0, 160)
+    assert len(set(whole)) == 160
+    assert [each for offset in range(0, 160, 10) for each in await names(offset, 10)] == whole
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     arriving=st.lists(SOME, min_size=1, max_size=4),
