@@ -340,14 +340,30 @@ def square(colour: str) -> bytes:
     return file.getvalue()
 
 
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], Server]]:
+    """Starts a server, and waits until it is ready; all end with the test."""
+    servers: list[Server] = []
+
+    def start() -> Server:
+        servers.append(Server(tmp_path))
+        servers[-1].wait_until_ready()
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.kill()
+
+
 @pytest.mark.slow
-def test_a_reindex_that_is_killed_again_and_again_is_gone_on_with_and_the_old_index_answers(tmp_path: Path) -> None:
+def test_a_reindex_that_is_killed_again_and_again_is_gone_on_with_and_the_old_index_answers(
+    tmp_path: Path, started: Callable[[], Server]
+) -> None:
     chance = random.Random(3)  # noqa: S311  # no secret
     documents = [
         {"id": f"d{n}", "text": f"number{n} " + "words of a passage " * chance.randrange(1, 200)} for n in range(900)
     ]
-    server = Server(tmp_path)
-    server.wait_until_ready()
+    server = started()
     with httpx.Client(base_url=server.url, timeout=60) as client:
         job = client.post("/documents", json={"documents": documents, "job": True}).json()["job"]
         while client.get(f"/jobs/{job}").json()["ended"] is None:
@@ -367,15 +383,13 @@ def test_a_reindex_that_is_killed_again_and_again_is_gone_on_with_and_the_old_in
             break
         server.kill()
         kills += 1
-        server = Server(tmp_path)
-        server.wait_until_ready()
+        server = started()
     with httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.get(f"/jobs/{reindex}").json()["counts"]["ready"] == 900
         client.post("/collections/default/reindex", json={"dimensions": 256}).raise_for_status()
     server.kill()
 
-    server = Server(tmp_path)
-    server.wait_until_ready()
+    server = started()
     with httpx.Client(base_url=server.url, timeout=60) as client:
         jobs = client.get("/jobs").json()["jobs"]
         while (last := client.get(f"/jobs/{jobs[0]['id']}").json())["ended"] is None:
@@ -387,8 +401,7 @@ def test_a_reindex_that_is_killed_again_and_again_is_gone_on_with_and_the_old_in
     with database.write() as connection:  # what was replaced is kept for a minute
         connection.exec_driver_sql("UPDATE collection SET kept_until = NULL")
     database.close()
-    server = Server(tmp_path)
-    server.wait_until_ready()
+    server = started()
     server.kill()
     assert orphans(tmp_path / "appliance.db") == []
 
