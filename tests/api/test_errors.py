@@ -125,7 +125,8 @@ def test_every_path_that_reads_a_body_refuses_rubbish_in_its_shape(
     assert set(DIALECTS) | {"/search", "/collections"} <= set(reading)
 
     for path in reading:
-        for content in (b"", b"{", b"[]", b'{"a": NaN}', b"\xff"):
+        nothing = [b""] if spec[path]["post"]["requestBody"].get("required") else []
+        for content in (*nothing, b"{", b"[]", b'{"a": NaN}', b"\xff"):
             answer = client.post(path, content=content)
 
             status = 422 if dialect(path) in {"problem", "tei"} else 400
