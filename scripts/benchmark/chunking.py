@@ -204,7 +204,7 @@ async def index(
     dimensions = embedder.spec.dimensions
     store.create("c", dimensions)
     moment = datetime(2026, 1, 1, tzinfo=UTC)
-    collection = Collection(1, "c", embedder.spec.name, "", dimensions, "ready", moment, way.chunking)
+    collection = Collection(1, "c", embedder.spec.name, "", dimensions, "ready", moment, way.chunking, "c")
     pieces: list[Cut] = []
     for number, document in enumerate(documents):
         body = document.text.encode()
