@@ -288,7 +288,7 @@ class Settings(BaseSettings):
     )
     fusion_k: int = Field(60, ge=1, le=10_000, description="Rank constant of reciprocal rank fusion.")
     search_depth: int = Field(
-        50, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
+        100, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
     )
     rerank_depth: int = Field(
         50, ge=1, le=1000, description="Best matches of a search that are reranked where that is asked for."

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import repeat
 from typing import Final, Literal, TypeAlias, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -11,9 +12,6 @@ Fusion: TypeAlias = Literal["rrf", "dbsf"]
 
 RANK_CONSTANT: Final = 60
 """k of reciprocal rank fusion, from the paper that proposed it: the larger, the less the first ranks stand out."""
-
-_DEVIATIONS: Final = 3
-"""Standard deviations from the mean where a scaled score ends: all of nearly any distribution lies between."""
 
 
 def rrf(legs: Sequence[tuple[Sequence[Key], float]], *, k: int = RANK_CONSTANT) -> list[tuple[Key, float]]:
@@ -36,7 +34,7 @@ def rrf(legs: Sequence[tuple[Sequence[Key], float]], *, k: int = RANK_CONSTANT) 
 def dbsf(legs: Sequence[tuple[Mapping[Key, float], float]]) -> list[tuple[Key, float]]:
     """Distribution-based score fusion: the weighted mean of each leg's scores as `by_score` scales them.
 
-    What a leg does not have counts 0 there.
+    What a leg does not have counts 0 there, as the least does.
 
     Args:
         legs: scores by key, each with its weight >= 0, in the order of their ranking.
@@ -44,7 +42,8 @@ def dbsf(legs: Sequence[tuple[Mapping[Key, float], float]]) -> list[tuple[Key, f
     Returns:
         As `rrf`.
     """
-    return combined([(by_score(scores), weight) for scores, weight in legs])
+    among = max((len(scores) for scores, _ in legs), default=0)
+    return combined([(by_score(scores, among=among), weight) for scores, weight in legs])
 
 
 def by_rank(ranking: Sequence[Key], *, k: int = RANK_CONSTANT) -> dict[Key, float]:
@@ -52,20 +51,28 @@ def by_rank(ranking: Sequence[Key], *, k: int = RANK_CONSTANT) -> dict[Key, floa
     return {key: (k + 1) / (k + rank) for rank, key in enumerate(dict.fromkeys(ranking), start=1)}
 
 
-def by_score(scores: Mapping[Key, float]) -> dict[Key, float]:
-    """Scores scaled so that their mean is 0.5, and three standard deviations around it are 0 and 1, where they end.
+def by_score(scores: Mapping[Key, float], *, among: int) -> dict[Key, float]:
+    """How far each score stands out: its distance from the least, in standard deviations.
 
-    What scales differ in, cosine from BM25, is gone then; that one match is far ahead of the others is not. Where all
-    scores are alike, or there is one only, each is 1.
+    What scales differ in, cosine from BM25, is gone then; that one match is far ahead of the others is not, however far
+    that is. 1, the most, is what one match has that stands out from others that are all alike. Where all scores are
+    alike, or there is one only, each is 1.
+
+    Args:
+        scores: of the best matches.
+        among: how many were asked for, or are there if fewer. Where a leg has less, it has found all that there is, and
+            the rest is taken to score 0.
     """
     if not scores:
         return {}
-    mean = math.fsum(scores.values()) / len(scores)
-    spread = math.sqrt(math.fsum((score - mean) ** 2 for score in scores.values()) / len(scores))
-    width = 2 * _DEVIATIONS * spread
-    if width <= 1e-9 * abs(mean):  # all alike, but for rounding
+    values = [*scores.values(), *repeat(0.0, among - len(scores))]
+    mean = math.fsum(values) / len(values)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    if spread <= 1e-9 * abs(mean):  # all alike, but for rounding
         return dict.fromkeys(scores, 1.0)
-    return {key: min(max(0.5 + (score - mean) / width, 0.0), 1.0) for key, score in scores.items()}
+    least = min(values)
+    most = spread * len(values) / math.sqrt(len(values) - 1)
+    return {key: min((score - least) / most, 1.0) for key, score in scores.items()}
 
 
 def combined(legs: Sequence[tuple[Mapping[Key, float], float]]) -> list[tuple[Key, float]]:

@@ -471,7 +471,8 @@ class Retriever:
         if weights.fusion == "rrf":
             scaled = [by_rank([each.key for each in leg], k=self._k) for leg in (near, worded)]
         else:
-            scaled = [by_score({each.key: each.score for each in leg}) for leg in (near, worded)]
+            among = max(len(near), len(worded))
+            scaled = [by_score({each.key: each.score for each in leg}, among=among) for leg in (near, worded)]
         fused = combined(list(zip(scaled, (weights.vector, weights.keyword), strict=True)))
         return [
             replace(

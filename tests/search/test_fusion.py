@@ -64,20 +64,51 @@ def test_one_leg_keeps_its_order(ranking: list[int], weight: float) -> None:
     assert [key for key, _ in rrf([(ranking, weight), ([], 1.0)])] == ranking
 
 
-def test_scores_are_scaled_by_their_mean_and_deviation_and_end_at_three_of_them() -> None:
-    scores = {"a": 30.0} | {f"x{n}": 1.0 + n / 100 for n in range(40)}
+def test_scores_are_scaled_by_how_far_they_stand_out_of_the_others() -> None:
+    near = {"a": 0.9} | {f"x{n}": 0.5 + n / 500 for n in range(49)}
+    worded = {"b": 12.0} | {f"x{n}": 5.0 + n / 10 for n in range(49)}
 
-    scaled = by_score(scores)
+    vector, keyword = by_score(near, among=50), by_score(worded, among=50)
 
-    assert scaled["a"] == 1.0
-    assert all(0.4 < scaled[f"x{n}"] < 0.5 for n in range(40))
-    assert by_score({"a": 2.0, "b": 1.0}) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+    assert 0.9 < vector["a"] < 1.0  # seven standard deviations from the least
+    assert 0.6 < keyword["b"] < 0.7  # four and a half
+    assert vector["x0"] == keyword["x0"] == 0.0
+    assert by_score({"a": 2.0, "b": 1.0}, among=2) == {"a": 1.0, "b": 0.0}
+
+
+def test_a_leg_that_found_fewer_stands_out_of_what_has_none_of_the_words() -> None:
+    few = {"a": 6.0, "b": 5.0}
+
+    assert by_score({"a": 6.0}, among=50) == {"a": pytest.approx(1.0)}
+    assert by_score(few, among=2) == {"a": 1.0, "b": 0.0}
+    scaled = by_score(few, among=50)
+    assert scaled["b"] / scaled["a"] == pytest.approx(5 / 6)
+    assert 0.7 < scaled["a"] < 1.0
+
+
+def test_the_leg_in_which_a_match_stands_out_further_decides() -> None:
+    others = [f"x{n}" for n in range(40)]
+    near = {"a": 0.95, "b": 0.62} | {key: 0.6 - n / 200 for n, key in enumerate(others)}
+    worded = {"b": 8.0, "a": 6.0} | {key: 7.5 - n / 20 for n, key in enumerate(others)}
+
+    assert dbsf([(near, 1.0), (worded, 1.0)])[0][0] == "a"
+    assert rrf([(list(near), 1.0), (sorted(worded, key=lambda key: -worded[key]), 1.0)])[0][0] == "b"
+
+
+def test_what_a_leg_lacks_counts_as_its_last() -> None:
+    near = {"a": 0.9, "b": 0.8, "c": 0.5}
+    worded = {"b": 9.0, "d": 7.0, "e": 5.0}
+
+    lacking = dict(dbsf([(near, 1.0), (worded, 1.0)]))
+
+    assert lacking["a"] == pytest.approx(dict(dbsf([(near, 1.0)]))["a"] / 2)
+    assert lacking["c"] == lacking["e"] == 0.0
 
 
 def test_scores_that_are_all_alike_are_all_the_best() -> None:
-    assert by_score({"a": 0.1 + 0.2, "b": 0.3}) == {"a": 1.0, "b": 1.0}
-    assert by_score({"a": 7.0}) == {"a": 1.0}
-    assert by_score({}) == {}
+    assert by_score({"a": 0.1 + 0.2, "b": 0.3}, among=2) == {"a": 1.0, "b": 1.0}
+    assert by_score({"a": 7.0}, among=1) == {"a": 1.0}
+    assert by_score({}, among=50) == {}
 
 
 def test_fusion_by_scores_keeps_a_lead_that_fusion_by_ranks_forgets() -> None:
@@ -103,6 +134,8 @@ def test_fused_scores_lie_between_0_and_1_and_do_not_depend_on_the_scale(
 
     assert all(0 <= score <= 1 for _, score in fused)
     assert {key for key, _ in fused} == {key for leg in legs for key in leg}
+    if max(map(len, legs)) > min(map(len, legs)):
+        shift = 0.0  # the rest of a leg that has less scores 0
     moved = [{key: score * factor + shift for key, score in leg.items()} for leg in ordered]
     if all(len(leg) < 2 or max(leg.values()) - min(leg.values()) > 1 for leg in ordered):
         assert dict(dbsf([(leg, 1.0) for leg in moved])) == pytest.approx(dict(fused), abs=1e-5)
