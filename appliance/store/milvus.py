@@ -271,9 +271,7 @@ class MilvusStore:
     def collections(self) -> dict[str, int]:
         """See Store."""
         with _border():
-            rows = self._client.query(
-                _COLLECTIONS, filter='id != ""', output_fields=["name", "dimensions"], limit=_MOST
-            )
+            rows = self._each(_COLLECTIONS, 'id != ""', ["name", "dimensions"])
         return dict(sorted((given(row["name"]), int(row["dimensions"])) for row in rows))
 
     def entries(self, collection: str, *, after: str = "", limit: int = 100) -> list[Entry]:
@@ -285,7 +283,7 @@ class MilvusStore:
                 return []
             owners = json.dumps([_digest(collection, name) for name in names])
             mine = f'collection == "{_digest(collection)}" and owner in {owners}'
-            rows = self._client.query(_rows(dimensions), filter=mine, output_fields=[*_PAYLOAD, "vector"], limit=_MOST)
+            rows = self._each(_rows(dimensions), mine, [*_PAYLOAD, "vector"])
             rows = sorted(self._counting(rows, collection), key=lambda row: (given(row["document"]), row["ordinal"]))
         result = []
         for name, group in groupby(rows, key=lambda row: given(row["document"])):
@@ -319,21 +317,24 @@ class MilvusStore:
         """The rows of a document's chunks that count, in order, however many."""
         mine = f'collection == "{_digest(collection)}" and owner == "{_digest(collection, document)}"'
         mine += f" and ordinal >= {first}" + ("" if last is None else f" and ordinal <= {last}")
-        rows: list[Mapping[str, Any]] = []
-        pages = self._client.query_iterator(_rows(dimensions), filter=mine, output_fields=fields, batch_size=_ROWS)
-        while page := pages.next():
-            rows += page
-        pages.close()
+        rows = self._each(_rows(dimensions), mine, fields)
         return sorted(self._counting(rows, collection), key=lambda row: int(row["ordinal"]))
 
     def _names(self, collection: str, after: str, limit: int) -> list[str]:
         mine = f'collection == "{_digest(collection)}"'
-        found: list[str] = []
-        pages = self._client.query_iterator(_DOCUMENTS, filter=mine, output_fields=["document"], batch_size=5000)
-        while page := pages.next():
-            found += [given(row["document"]) for row in page]
-        pages.close()
+        found = [given(row["document"]) for row in self._each(_DOCUMENTS, mine, ["document"], at_once=5000)]
         return sorted(name for name in found if name > after)[:limit]
+
+    def _each(
+        self, table: str, condition: str, fields: Sequence[str], *, at_once: int = _ROWS
+    ) -> list[Mapping[str, Any]]:
+        """All rows that pass, in no order; one answer has `_MOST` at most."""
+        rows: list[Mapping[str, Any]] = []
+        pages = self._client.query_iterator(table, filter=condition, output_fields=fields, batch_size=at_once)
+        while page := pages.next():
+            rows += page
+        pages.close()
+        return rows
 
     def _search(
         self,

@@ -109,6 +109,20 @@ def test_a_condition_never_leaves_too_few(milvus: MilvusStore) -> None:
     assert milvus.total() == 2000
 
 
+def test_documents_are_given_whole_however_many_chunks_they_have_together(milvus: MilvusStore) -> None:
+    rows = units(520, 8)
+    milvus.create("c", 8)
+    for n in range(32):
+        milvus.put("c", f"d{n:02}", [Chunk(place, f"text {place}", 0, 9, 2) for place in range(520)], rows)
+
+    entries = milvus.entries("c", limit=32)
+
+    assert [entry.document for entry in entries] == [f"d{n:02}" for n in range(32)]
+    for entry in entries:
+        assert [chunk.ordinal for chunk in entry.chunks] == list(range(520))
+        np.testing.assert_array_equal(entry.vectors, rows)
+
+
 def test_words_of_a_phrase_are_looked_up_one_by_one_and_a_beginning_as_a_word(milvus: MilvusStore) -> None:
     milvus.create("c", 3)
     milvus.put("c", "d", [Chunk(0, "an otter in the sea", 0, 19, 5)], X[None])
