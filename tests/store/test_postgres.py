@@ -15,7 +15,7 @@ from appliance.errors import CollectionNotFound, InvalidInput, SchemaMismatch, S
 from appliance.kept import given, kept
 from appliance.postgres import PostgresDatabase
 from appliance.settings import shipped
-from appliance.store.base import AllOf, AnyOf, Chunk, Condition, Entry, Expression, Match, Matrix, Not, Where
+from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Where
 from appliance.store.memory import MemoryStore
 from appliance.store.postgres import words
 from appliance.store.postgres.store import PostgresStore
@@ -192,98 +192,6 @@ def test_lists_are_made_anew_when_they_have_become_long(postgres: PostgresDataba
     assert store.count("c") == 1001
 
 
-# The same answers as the reference
-
-
-def _condition(rng: random.Random) -> Expression:
-    key = rng.choice(["a", "b", "c d", "ключ"])
-    values: list[Any] = [0, 1, 1.0, -2.5, 10**17, True, False, "", "x", "y\0", "é", "Z", "1"]
-    ranges: list[tuple[Any, Any]] = [(0, 1.5), ("", "y"), (False, True), (2, 1)]
-    made: Expression
-    match rng.randrange(8):
-        case 0:
-            made = AllOf(tuple(_condition(rng) for _ in range(rng.randrange(3))))
-        case 1:
-            made = AnyOf(tuple(_condition(rng) for _ in range(rng.randrange(3))))
-        case 2:
-            made = Not(_condition(rng))
-        case 3:
-            made = Condition(key, "in", tuple(rng.choices(values, k=rng.choice([0, 2, 30]))))
-        case 4:
-            made = Condition(key, "exists", rng.random() < 0.5)
-        case 5:
-            made = Condition(key, "between", rng.choice(ranges))
-        case _:
-            ops: list[Any] = ["=", "!=", "<", "<=", ">", ">="]
-            made = Condition(key, rng.choice(ops), rng.choice(values))
-    return made
-
-
-def _metadata(rng: random.Random) -> dict[str, object]:
-    values = [
-        0,
-        1,
-        1.0,
-        -2.5,
-        10**17,
-        True,
-        False,
-        None,
-        "",
-        "x",
-        "y\0",
-        "é",
-        "Z",
-        [1],
-        {"x": 1},
-        "1",
-        [],
-        ["x", True, [0]],
-        ["y\0", -2.5, None],
-    ]
-    return {key: rng.choice(values) for key in ("a", "b", "c d", "ключ") if rng.random() < 0.7}
-
-
-def test_a_thousand_random_operations_leave_the_answers_of_the_reference(postgres: PostgresDatabase) -> None:
-    rng = random.Random(3)  # noqa: S311  # no secret
-    reference, store = MemoryStore(), PostgresStore(postgres)
-    pool = units(200, 6)
-    stores = (reference, store)
-    for each in stores:
-        each.create("c", 6)
-
-    for step in range(1000):
-        document = f"d{rng.randrange(30)}"
-        choice = rng.random()
-        if choice < 0.35:
-            number = rng.randrange(4)
-            made = [
-                Chunk(n, " ".join(rng.choices([f"w{n}" for n in range(40)], k=6)), 0, 9, 6, metadata=_metadata(rng))
-                for n in range(number)
-            ]
-            rows = pool[rng.choices(range(200), k=number)] if number else np.empty((0, 6), np.float32)
-            for each in stores:
-                each.put("c", document, made, rows)
-        elif choice < 0.45:
-            assert store.remove("c", document) == reference.remove("c", document), step
-        else:
-            where = [_condition(rng) for _ in range(rng.randrange(3))]
-            limit = rng.choice([1, 3, 10, 100])
-            if choice < 0.75:
-                query = pool[rng.randrange(200)]
-                wanted = reference.nearest("c", query, limit=limit, where=where)
-                found = store.nearest("c", query, limit=limit, where=where)
-            else:
-                words = " ".join(rng.choices([f"w{n}" for n in range(45)], k=3))
-                wanted = reference.matching("c", words, limit=limit, where=where)
-                found = store.matching("c", words, limit=limit, where=where)
-            assert [match.score for match in found] == pytest.approx([match.score for match in wanted], abs=1e-5), step
-            if choice < 0.75:
-                assert [(each.key, each.chunk) for each in found] == [(each.key, each.chunk) for each in wanted]
-    assert store.count("c") == reference.count("c")
-    assert store.total() == store.count("c")
-
-
 # Words
 
 
@@ -334,6 +242,26 @@ def test_the_first_of_very_many_equals_are_the_same_however_many_are_asked_for(
     if scored > len(texts):
         shorter = sorted(name for name, text in texts.items() if text == "printer error")
         assert found(1200, "printer error") == shorter[:1200]
+
+
+def test_the_first_by_words_are_the_same_where_other_words_lead_further_on(
+    postgres: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(words, "SCORED", 200)
+    store = PostgresStore(postgres)
+    store.create("c", 3)
+    rng = np.random.default_rng(6)
+
+    def zipf(number: int) -> str:
+        return " ".join(f"w{min(int(n), 900)}" for n in rng.zipf(1.3, number))
+
+    store.put_many("c", [Entry(f"d{n:04}", [Chunk(0, zipf(30), 0, 9, 2)], X[None]) for n in range(1500)])
+
+    for _ in range(20):
+        query = zipf(int(rng.integers(2, 8)))
+        whole = keys(store.matching("c", query, limit=400))
+        for limit in (10, 100, 128, 129, 200):
+            assert keys(store.matching("c", query, limit=limit)) == whole[:limit]
 
 
 def test_titles_and_texts_weigh_what_the_owner_says(postgres: PostgresDatabase) -> None:
