@@ -323,6 +323,8 @@ def store_place(settings: Settings) -> Place:
         distance=settings.store_distance,
         precision=settings.store_precision,
         title_weight=settings.title_weight,
+        memory=settings.search_memory,
+        candidates=settings.search_candidates,
     )
 
 

@@ -82,7 +82,13 @@ Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_listed)]
 PROFILES: Mapping[str, Mapping[str, Any]] = {
     "balanced": {},  # the defaults
     "throughput": {"cache_entries": 100_000, "max_pending": 2048},
-    "low-memory": {"batch_tokens": 256, "cache_entries": 1000, "keep_alive": 300.0, "max_pending": 64},
+    "low-memory": {
+        "batch_tokens": 256,
+        "cache_entries": 1000,
+        "keep_alive": 300.0,
+        "max_pending": 64,
+        "search_memory": 160 * 1024**2,
+    },
 }
 """What each profile says of other settings, where nothing else says it."""
 
@@ -289,6 +295,21 @@ class Settings(BaseSettings):
     fusion_k: int = Field(60, ge=1, le=10_000, description="Rank constant of reciprocal rank fusion.")
     search_depth: int = Field(
         100, ge=1, le=10_000, description="Matches taken from vectors and from words before fusion."
+    )
+    search_memory: ByteSize = Field(
+        ByteSize(512 * 1024**2),
+        ge=0,
+        description="Memory that searches of the store in the data directory may fill: half of it with vectors, half "
+        "with the signs of vectors in collections of 50,000 chunks and more; an eighth besides for filters. What does "
+        "not fit is read from the disk by each search.",
+        json_schema_extra={"shown": "512MiB"},
+    )
+    search_candidates: int = Field(
+        200,
+        ge=1,
+        le=10_000,
+        description="Chunks that a search by signs compares exactly, and two more for each match that is wanted. More "
+        "of them miss less, and take longer.",
     )
     rerank_depth: int = Field(
         50, ge=1, le=1000, description="Best matches of a search that are reranked where that is asked for."

@@ -439,7 +439,10 @@ def orphans(path: Path) -> list[str]:
             "words apart without chunk": count(
                 "SELECT count(*) FROM chunk_segmented WHERE chunk_id NOT IN (SELECT id FROM chunk)"
             ),
-            "bits": count(f"SELECT count(*) FROM vec_bits_{number}") - chunks,
+            "bits": count(f"SELECT count(*) FROM vec_bits_{number}")
+            - count(
+                "SELECT count(*) FROM chunk JOIN store_collection AS c ON c.id = collection AND chunk.id <= signs_to"
+            ),
             "words": count(f"SELECT count(*) FROM chunk_fts_{number}_docsize") - chunks,
             "count": count("SELECT chunks FROM store_collection") - chunks,
             "source without document": count(

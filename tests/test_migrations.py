@@ -170,6 +170,24 @@ def test_texts_without_spaces_are_indexed_again_even_when_it_is_broken_off_at_fi
         assert connection.exec_driver_sql("SELECT count(*) FROM chunk_segmented").scalar() == 2 * 960 - 1
 
 
+def test_signs_of_an_older_version_are_left_out_until_there_are_new_ones(database: Database, tmp_path: Path) -> None:
+    database.migrate(first_release(tmp_path))
+    fill_first_release(database)
+    database.migrate(MIGRATIONS)
+    store, query = SqliteStore(database, exact_below=1000), np.eye(1, 8, dtype=np.float32)[0]
+
+    before = store.nearest("c1", query, limit=2000)
+    store.warm()
+
+    assert len(before) == 1200
+    assert [match.score for match in store.nearest("c1", query, limit=1200)] == [1] * 1200
+    with database.read() as connection:
+        for number in (1, 2):
+            assert connection.exec_driver_sql(f"SELECT count(*) FROM vec_bits_{number}").scalar() == 1200  # noqa: S608  # ours
+        signs = connection.exec_driver_sql("SELECT DISTINCT length(bits) FROM vec_bits_1").scalars().all()
+    assert signs == [48]
+
+
 def test_a_migration_that_fails_changes_nothing(database: Database, tmp_path: Path) -> None:
     database.migrate(MIGRATIONS)
 

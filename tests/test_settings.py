@@ -103,6 +103,8 @@ OTHERS: dict[str, tuple[Any, str, str, Any]] = {
     "literal_boost": (3.0, "3", "3", 3.0),
     "fusion_k": (10, "10", "10", 10),
     "search_depth": (70, "70", "70", 70),
+    "search_memory": (2_000_000, "2MB", '"2MB"', 2_000_000),
+    "search_candidates": (500, "500", "500", 500),
     "rerank_depth": (20, "20", "20", 20),
     "log_format": ("json", "json", '"json"', "json"),
     "log_level": ("debug", "debug", '"debug"', "debug"),

@@ -15,7 +15,7 @@ from appliance.database import Database, Transactions
 from appliance.settings import Settings, shipped
 from appliance.store.base import Store
 from appliance.store.copying import Copied, Marks, check_route, copy
-from appliance.store.opening import Kind, Place, open_store
+from appliance.store.opening import Kind, open_store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def copied(settings: Settings, source: Kind, target: Kind, *, console: "Console"
         database.migrate(shipped("migrations"))
 
         def opened(kind: Kind) -> Store:
-            place = Place(kind="sqlite") if kind == "sqlite" else replace(mine, kind=kind, url=url)
+            place = replace(mine, kind=kind, url="" if kind == "sqlite" else url)
             return open_store(
                 place,
                 database=database,

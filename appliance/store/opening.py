@@ -22,6 +22,7 @@ class Place:
         url: its address, which may hold a password; of SQLite none.
         index, distance, precision: see `PostgresStore` and `MilvusStore`; SQLite has no choice.
         title_weight: what a word of a title counts for beside one of the text; Milvus has no choice.
+        memory, candidates: see `SqliteStore`; servers have memory of their own.
     """
 
     kind: Kind
@@ -30,6 +31,8 @@ class Place:
     distance: Literal["ip", "cosine", "l2"] = "ip"
     precision: Literal["half", "single"] = "half"
     title_weight: float = 1.0
+    memory: int = 512 * 2**20
+    candidates: int = 200
 
     def __repr__(self) -> str:
         """Without the address."""
@@ -67,7 +70,9 @@ def open_store(
                 raise TypeError("a store in SQLite needs its database")
             from appliance.store.sqlite import SqliteStore
 
-            store = SqliteStore(database, title_weight=place.title_weight)
+            store = SqliteStore(
+                database, memory=place.memory, candidates=place.candidates, title_weight=place.title_weight
+            )
         case "postgres":
             from appliance.postgres import PostgresDatabase
             from appliance.store.postgres.store import PostgresStore

@@ -21,7 +21,8 @@ from sqlalchemy import Connection
 from appliance.store.base import Value
 from appliance.store.mirror import Ids, Stored
 from appliance.store.passing import Filter
-from appliance.store.words import Term, depth, shorter_stems
+from appliance.store.steps import joined
+from appliance.store.words import Term, depths, shorter_stems
 
 _LISTED: Final = 20_000
 """Chunks that pass a condition which are named to FTS5; where more do, it looks at what each has."""
@@ -117,26 +118,32 @@ class Index:
         The score is BM25 whatever leads.
         """
         every = " OR ".join(wanted)
-        limit = depth(limit)
+        sizes = depths(limit)
         if self.stored.chunks <= SCORED:
-            return self._ranked(every, limit)
+            return self._ranked(every, sizes[-1])
         counts = frequencies.of(self.connection, self.stored, wanted)
         order = sorted(wanted, key=lambda each: counts[each])
         sums = list(accumulate(counts[each] for each in order))
         if sums[-1] <= 2 * SCORED:
-            return self._ranked(every, limit)
+            return self._ranked(every, sizes[-1])
         cut = sum(total <= SCORED for total in sums)
         rare, common = order[:cut], order[cut:]
-        steps = [_led(rare, common)] if rare else []
-        steps += [[" AND ".join(common)], _led(common[:1], common[1:])]
+        leads = [_led(rare, common)] if rare else []
+        leads += [[" AND ".join(common)], _led(common[:1], common[1:]), [every]]
+        found = joined([self._until(leads, size) for size in sizes], sizes, limit)
+        return np.array(list(found), np.int64), np.array(list(found.values()), np.float64)
+
+    def _until(self, leads: Sequence[Sequence[str]], limit: int) -> dict[int, float]:
+        """What the first of these ask for, until there is enough; the last one asks for all, which are scored all."""
         found: dict[int, float] = {}
-        for step in steps:
-            for asked in step:
+        for lead in leads[:-1]:
+            for asked in lead:
                 ids, scores = self._ranked(asked, limit, most=SCORED)
                 found = dict(zip(ids.tolist(), scores.tolist(), strict=True)) | found
             if len(found) >= limit:
-                return np.array(list(found), np.int64), np.array(list(found.values()), np.float64)
-        return self._ranked(every, limit)
+                return found
+        ids, scores = self._ranked(leads[-1][0], limit)
+        return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
     def _ranked(self, wanted: str, limit: int, *, most: int = -1) -> Scored:
         """The best by BM25 of the newest `most` chunks that match and pass, and all that are no worse than the last."""

@@ -1,17 +1,19 @@
 """The signs of a collection's vectors in memory: the likeliest of a million chunks in a few milliseconds.
 
-A vector's signs take one bit a dimension. They are read from the tables that sqlite-vec keeps for `vec_bits_<n>`, and
+A vector's signs take a bit each. They are read from the tables that sqlite-vec keeps for `vec_bits_<n>`, and
 searched in two steps; what is left is the caller's to score exactly:
 
-1. by how many signs differ from the query's, 64 dimensions at a time;
-2. the best of those by the product of query and signs, which weighs a dimension by what the query has there.
+1. by how many signs differ from the query's, 64 at a time;
+2. the best of those by the product of query and signs, which weighs a sign by what the query has there.
+
+Which signs a vector has, `store/signing.py` says; here a query is as that turns it.
 """
 
 # ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from threading import Lock
@@ -21,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from appliance.store.base import Vector
+from appliance.store.base import Matrix, Vector
 from appliance.store.mirror import Ids, Stored
 from appliance.store.passing import Filter
+from appliance.store.signing import Octets, sign_bits, sign_count
 
 Bits: TypeAlias = npt.NDArray[np.uint64]
 """(words, rows): the words of a row stand below each other, so that a comparison walks along memory."""
@@ -41,6 +44,18 @@ _WIDENING: Final = 8
 
 _WIDEST: Final = 16_384
 """Rows taken so, at most, unless more are wanted."""
+
+_ALL: Final = 1000
+"""Chunks that are all taken where no more pass; scoring so many takes a few milliseconds."""
+
+_AT_ONCE: Final = 2048
+"""Rows whose signs are made numbers at a time, which takes 32 times their memory."""
+
+_SLACK: Final = 1e-3
+"""How far products of equal vectors may be apart: much less than one sign makes."""
+
+_EQUALS: Final = 4096
+"""Chunks that are as likely as the last one wanted and are taken with it, at most: copies of one text, for the most."""
 
 _FEW: Final = 8
 """When less than one row in so many passes a condition, only those that pass are compared."""
@@ -155,8 +170,11 @@ class SignMirror:
             total -= self._held.popitem(last=False)[1].nbytes
 
 
-def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = None, aid: Executor | None = None) -> Ids:
-    """Ids of `wanted` chunks that are likely the nearest, of all or of the rows given; all of them if no more.
+def likeliest(
+    view: View, asked: Vector, *, wanted: Sequence[int], rows: Rows | None = None, aid: Executor | None = None
+) -> list[Ids]:
+    """For each number wanted, the least first, ids of so many chunks that are likely the nearest, of all or of the rows
+    given, with their equals; all of them where they are few. What is given for a number does not depend on the others.
 
     A thread of `aid` helps with many rows.
     """
@@ -166,32 +184,49 @@ def likeliest(view: View, query: Vector, *, wanted: int, rows: Rows | None = Non
     elif rows is not None:
         among = np.zeros(len(ids), np.bool_)
         among[rows] = True
-    wide = max(wanted, min(wanted * _WIDENING, _WIDEST))
-    near = _fewest_differing(bits, query, wanted=wide, among=among, aid=aid)
-    if len(near) > wanted:
-        octets = np.ascontiguousarray(bits[:, near].T).view(np.uint8)
-        signs = np.unpackbits(octets, axis=1, count=len(query), bitorder="little").astype(np.float32)
-        near = near[np.argpartition(signs @ -query, wanted)[:wanted]]
-    found: Ids = ids[near]
+    if np.count_nonzero(among) <= _ALL:
+        return [ids[among]] * len(wanted)
+    wide = [max(each, min(each * _WIDENING, _WIDEST)) for each in wanted]
+    near, differing = _fewest_differing(bits, asked, wanted=wide[-1], among=among, aid=aid)
+    products = _products(bits, near, asked)
+    found: list[Ids] = []
+    for number, width in zip(wanted, wide, strict=True):
+        some = np.arange(len(near))
+        if len(near) > width:
+            some = np.flatnonzero(differing <= np.partition(differing, width - 1)[width - 1])
+        if len(some) > number:
+            least = np.partition(products[some], -number)[-number]
+            better = some[products[some] >= least - _SLACK]
+            some = (
+                better if len(better) <= number + _EQUALS else some[np.argsort(-products[some], kind="stable")[:number]]
+            )
+        found.append(ids[near[some]])
     return found
 
 
-def sign_bits(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """One bit a dimension, zeros up to a whole byte; uint8 (n, bytes)."""
-    return np.packbits(rows > 0, axis=1, bitorder="little")
+def _products(bits: Bits, near: npt.NDArray[np.intp], asked: Vector) -> npt.NDArray[np.float32]:
+    """Of the signs of these columns, one or zero, and what is asked; (columns,)."""
+    result = np.empty(len(near), np.float32)
+    for start in range(0, len(near), _AT_ONCE):
+        octets = np.ascontiguousarray(bits[:, near[start : start + _AT_ONCE]].T).view(np.uint8)
+        signs: Matrix = np.unpackbits(octets, axis=1, bitorder="little").astype(np.float32)
+        result[start : start + _AT_ONCE] = signs @ asked
+    return result
 
 
 def _fewest_differing(
-    bits: Bits, query: Vector, *, wanted: int, among: Live, aid: Executor | None = None
-) -> npt.NDArray[np.intp]:
-    """Places of at least `wanted` columns, or all there are, whose signs differ least from the query's.
+    bits: Bits, asked: Vector, *, wanted: int, among: Live, aid: Executor | None = None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint16]]:
+    """Places of at least `wanted` columns, or all there are, whose signs differ least from those of what is asked, and
+    how many do.
 
     Of equally many differing signs all are taken, or none; so there are a few more than wanted.
     """
     size = bits.shape[1]
+    differing = _differing(bits, asked, aid)
     if np.count_nonzero(among) <= wanted:
-        return np.flatnonzero(among)
-    differing = _differing(bits, query, aid)
+        near = np.flatnonzero(among)
+        return near, differing[near]
     step = max(size // _BLOCK, 1)
     some = differing[::step][among[::step]]
     counted = np.cumsum(np.bincount(some, minlength=64 * len(bits) + 1)) * step
@@ -202,16 +237,17 @@ def _fewest_differing(
         if len(near) >= wanted or bound >= 64 * len(bits):
             break
         bound += max(bound // 64, 1)
+    found = differing[near]
     if len(near) > 2 * wanted:  # the sample misled: few distances, or few that pass
-        found = differing[near]
-        near = near[found <= np.partition(found, wanted - 1)[wanted - 1]]
-    return near
+        keep = found <= np.partition(found, wanted - 1)[wanted - 1]
+        near, found = near[keep], found[keep]
+    return near, found
 
 
-def _differing(bits: Bits, query: Vector, aid: Executor | None) -> npt.NDArray[np.uint16]:
-    """How many signs differ from the query's, (columns,). A thread of `aid` takes blocks, too."""
+def _differing(bits: Bits, asked: Vector, aid: Executor | None) -> npt.NDArray[np.uint16]:
+    """How many signs differ from those of what is asked, (columns,). A thread of `aid` takes blocks, too."""
     size = bits.shape[1]
-    asked = _columns(sign_bits(query[None]), len(bits))[:, 0]
+    words = _columns(sign_bits(asked[None]))[:, 0]
     result = np.empty(size, np.uint16)
     starts = iter(range(0, size, _BLOCK))
 
@@ -223,7 +259,7 @@ def _differing(bits: Bits, query: Vector, aid: Executor | None) -> npt.NDArray[n
             x, one, some = differ[: len(into)], count[: len(into)], total[: len(into)]
             for group in range(0, len(bits), _GROUP):
                 for word in range(group, min(group + _GROUP, len(bits))):
-                    np.bitwise_xor(block[word], asked[word], out=x)
+                    np.bitwise_xor(block[word], words[word], out=x)
                     np.bitwise_count(x, out=some if word == group else one)
                     if word > group:
                         np.add(some, one, out=some)
@@ -239,11 +275,9 @@ def _differing(bits: Bits, query: Vector, aid: Executor | None) -> npt.NDArray[n
     return result
 
 
-def _columns(octets: npt.NDArray[np.uint8], words: int) -> Bits:
+def _columns(octets: Octets) -> Bits:
     """Rows of bytes (n, bytes) as columns of words (words, n)."""
-    whole = np.zeros((len(octets), 8 * words), np.uint8)
-    whole[:, : octets.shape[1]] = octets
-    return whole.view(np.uint64).T
+    return octets.view(np.uint64).T
 
 
 def _among(ids: Ids, some: Ids) -> Live:
@@ -261,7 +295,7 @@ def _rows(ids: Ids, some: Ids) -> Rows:
 
 
 def _words(dimensions: int) -> int:
-    return -(-dimensions // 64)
+    return sign_count(dimensions) // 64
 
 
 def _nothing(dimensions: int) -> _Held:
@@ -289,7 +323,7 @@ def _brought_up(connection: Connection, stored: Stored, held: _Held) -> View | N
             if len(some) and some.max() >= new[0]:
                 octets = _octets(connection, stored, number, there[number])
                 late = some >= new[0]
-                held.bits[:, _rows(held.ids[: held.size], some[late])] = _columns(octets[late], len(held.bits))
+                held.bits[:, _rows(held.ids[: held.size], some[late])] = _columns(octets[late])
     rows = {number: _rows(held.ids[: held.size], some) for number, some in ids.items()}
     live = held.live if grown else held.live.copy()
     if not grown:
@@ -351,11 +385,11 @@ def _grown(held: _Held, new: Ids) -> _Held:
     return replace(held, size=size, ids=ids, bits=bits, live=live)
 
 
-def _octets(connection: Connection, stored: Stored, number: int, validity: bytes) -> npt.NDArray[np.uint8]:
+def _octets(connection: Connection, stored: Stored, number: int, validity: bytes) -> Octets:
     """The signs in a chunk of vec0, a row for each place that is taken."""
     ask = f"SELECT vectors FROM vec_bits_{stored.id}_vector_chunks00 WHERE rowid = ?"
     (vectors,) = connection.exec_driver_sql(ask, (number,)).one()
-    return np.frombuffer(vectors, np.uint8).reshape(-1, -(-stored.dimensions // 8))[taken(validity)]
+    return np.frombuffer(vectors, np.uint8).reshape(-1, sign_count(stored.dimensions) // 8)[taken(validity)]
 
 
 def _compacted(held: _Held) -> _Held:

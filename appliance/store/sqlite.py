@@ -2,7 +2,7 @@
 
     chunk              text, range, metadata
     embedding          unit float32 vectors: the truth
-    vec_bits_<n>       their signs in sqlite-vec, to find candidates among many; derived
+    vec_bits_<n>       their signs in sqlite-vec, to find candidates among many; derived, once there are many
     chunk_segmented    title and text of those that are written without spaces, with spaces; derived
     chunk_fts_<n>      words of title and text in FTS5, which keeps no copy of them; derived
     chunk_words_<n>    a view of what chunk_fts_<n> indexes, so that FTS5 can check itself and be rebuilt
@@ -14,9 +14,11 @@ behind a NUL character like any other; only SQL's own `length()` stops there, an
 # ruff: noqa: S608  # table names hold numbers of ours; whatever a caller gave is bound
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
+from threading import Event
 from typing import Any, Final
 
 import numpy as np
@@ -25,24 +27,18 @@ from sqlalchemy import Connection
 
 from appliance.database import Database
 from appliance.errors import CollectionExists, CollectionNotFound
-from appliance.store.base import Chunk, Entry, Match, Matrix, Value, Vector, Where
+from appliance.store import bits
+from appliance.store.base import Chunk, Entry, Match, Matrix, Vector, Where
+from appliance.store.bits import Signs
 from appliance.store.checks import check_dimensions, checked_query, checked_vectors, cosines, metadata_json
 from appliance.store.mirror import Ids, Mirror, Stored
 from appliance.store.passing import Passing
 from appliance.store.ranking import SCORED, Frequencies, Index, expression
-from appliance.store.signs import SignMirror, likeliest, sign_bits, taken
+from appliance.store.signing import turned
+from appliance.store.signs import SignMirror, likeliest
+from appliance.store.steps import joined, steps
 from appliance.store.where import check_where, compiled
 from appliance.store.words import segmented, terms
-
-_MOST: Final = 4096
-"""Neighbours that sqlite-vec finds in one query, at most; its time grows with their number times that of the rows."""
-
-_OVERSAMPLING: Final = 400
-"""Fewest candidates by signs alone, by sqlite-vec, that are scored exactly."""
-
-_CANDIDATES: Final = 200
-"""Candidates by signs and query, from memory, that are scored exactly; measured to have 97 of 100 of the ten nearest of
-a million chunks."""
 
 _LAST: Final = 2**63 - 1
 """An ordinal that no chunk is behind."""
@@ -51,13 +47,14 @@ _SLACK: Final = 1e-5
 """How far a float32 product may be from the exact score."""
 
 _BLOCK: Final = 4096
-"""Vectors that are read at a time when all are, and places in a chunk of vec0."""
+"""Vectors that are read at a time when all are."""
 
 _LOOKED_UP: Final = 1024
 """Chunks of one score that are looked up one by one to be put in order, at most."""
 
-_MOVED: Final = 1024
-"""Signs that are moved in one transaction to close gaps, at most."""
+_SIGNED: Final = 16_384
+"""Chunks whose signs are made in one transaction: half a second's work for a core."""
+
 
 Scores = npt.NDArray[np.float64]
 
@@ -69,11 +66,10 @@ class SqliteStore:
         database: stays open when the store is closed.
         exact_below: collections with fewer chunks are searched exactly; others by the signs of their vectors first,
             unless the search asks to be exact.
-        mirror_bytes: memory for the vectors of collections that are searched exactly. One that does not fit is read
-            from the file by a search that asks to be exact, and searched by signs otherwise.
-        sign_bytes: memory for the signs of collections that are not, some 61 bytes a chunk of 384 dimensions, and a
-            quarter more for which chunks pass which condition. One that does not fit is searched by sqlite-vec, which
-            is slower and finds at most 4,096 matches.
+        memory: bytes for what searches keep of vectors and of signs, half of it for each, and an eighth more for which
+            chunks pass which condition. A collection is searched from the file where its vectors do not fit, and by
+            sqlite-vec where its signs do not, which is slower and finds at most 4,096 matches. Signs of 384 dimensions
+            take 61 bytes a chunk.
         candidates: chunks that a search by signs scores exactly, and two for each that is asked for. Twice as many miss
             half as much.
         title_weight, text_weight: what a word counts in BM25.
@@ -84,21 +80,21 @@ class SqliteStore:
         database: Database,
         *,
         exact_below: int = 50_000,
-        mirror_bytes: int = 80 * 2**20,
-        sign_bytes: int = 256 * 2**20,
-        candidates: int = _CANDIDATES,
+        memory: int = 512 * 2**20,
+        candidates: int = 200,
         title_weight: float = 1.0,
         text_weight: float = 1.0,
     ) -> None:
         self._database = database
         self._exact_below = exact_below
-        self._mirror = Mirror(budget=mirror_bytes)
+        self._mirror = Mirror(budget=memory // 2)
         self._candidates = candidates
-        self._signs = SignMirror(budget=sign_bytes)
+        self._signs = SignMirror(budget=memory // 2)
         self._aid = ThreadPoolExecutor(1, "appliance-search")
-        self._passing = Passing(budget=sign_bytes // 4)
+        self._passing = Passing(budget=memory // 8)
         self._weights = float(title_weight), float(text_weight)
         self._frequencies = Frequencies()
+        self._closed = Event()
 
     def create(self, collection: str, dimensions: int) -> None:
         """See VectorStore."""
@@ -113,10 +109,7 @@ class SqliteStore:
             number = run(
                 "INSERT INTO store_collection (name, dimensions) VALUES (?, ?)", (collection, dimensions)
             ).lastrowid
-            run(
-                f"CREATE VIRTUAL TABLE vec_bits_{number} USING vec0 "
-                f"(chunk_id INTEGER PRIMARY KEY, bits BIT[{_padded(dimensions)}], chunk_size = {_BLOCK})"
-            )
+            bits.create(connection, number, dimensions)
             run(
                 f"CREATE VIEW chunk_words_{number} AS SELECT id, {_INDEXED} "
                 f"FROM chunk LEFT JOIN chunk_segmented AS s ON s.chunk_id = id WHERE collection = {number}"
@@ -159,11 +152,14 @@ class SqliteStore:
             stored = _found(connection, collection)
             for entry in entries:
                 checked_vectors(entry.vectors, rows=len(entry.chunks), dimensions=stored.dimensions)
+            signs = bits.signs_of(connection, stored)
             removed = _delete(connection, stored, [entry.document for entry in last])
-            added = _insert(connection, stored, last, metadata)
+            added = _insert(connection, stored, last, metadata, signs)
             _count(connection, stored, added=added, removed=removed)
             if removed:
-                _close_gaps(connection, stored, stored.chunks + added - removed)
+                bits.close_gaps(connection, stored, stored.chunks + added - removed)
+            if self._due(signs, stored.chunks + added - removed):
+                bits.make(connection, stored, most=_SIGNED)
 
     def remove(self, collection: str, document: str) -> int:
         """See VectorStore."""
@@ -172,7 +168,7 @@ class SqliteStore:
             removed = _delete(connection, stored, [document])
             _count(connection, stored, added=0, removed=removed)
             if removed:
-                _close_gaps(connection, stored, stored.chunks - removed)
+                bits.close_gaps(connection, stored, stored.chunks - removed)
         return removed
 
     def rename(self, collection: str, document: str, new: str) -> None:
@@ -202,13 +198,14 @@ class SqliteStore:
             return _matches(connection, stored, ids, scores, limit)
 
     def warm(self) -> None:
-        """See Store. Large collections alone are worth it."""
-        with self._database.read() as connection:
-            every = connection.exec_driver_sql("SELECT id, dimensions, chunks, added, removed FROM store_collection")
-            for row in every.all():
-                stored = Stored(*row)
-                if stored.chunks >= self._exact_below and self._signs.fits(stored):
-                    self._signs.view(connection, stored)
+        """See Store. Large collections alone are worth it; signs that are missing are made first."""
+        for collection in self.collections():
+            with suppress(CollectionNotFound):  # dropped meanwhile
+                self.improve(collection)
+                with self._database.read() as connection:
+                    stored = _found(connection, collection)
+                    if self._centre(connection, stored) is not None and self._signs.fits(stored):
+                        self._signs.view(connection, stored)
 
     def matching(self, collection: str, words: str, *, limit: int, where: Where = ()) -> list[Match]:
         """See WordIndex. Words are compared by their porter stems."""
@@ -283,31 +280,58 @@ class SqliteStore:
         return result
 
     def improve(self, collection: str) -> None:
-        """See Store. Nothing is ever due."""
+        """See Store. Makes the signs of what has become large, a part in each transaction, so that writers come in
+        between and it can be cut short; until there are all, searches are exact.
+        """
+        while not self._closed.is_set():
+            with self._database.read() as connection:
+                stored = _found(connection, collection)
+                if not self._due(bits.signs_of(connection, stored), stored.chunks):
+                    return
+            with self._database.write() as connection:
+                stored = _found(connection, collection)
+                if self._due(bits.signs_of(connection, stored), stored.chunks):
+                    bits.make(connection, stored, most=_SIGNED)
 
     def close(self) -> None:
         """See VectorStore. Lets go of memory; the database is the caller's."""
+        self._closed.set()
         self._mirror.clear()
         self._signs.clear()
         self._passing.clear()
 
+    def _due(self, signs: Signs, chunks: int) -> bool:
+        """Whether signs are to be made: not before there are many chunks, whose mean is then that of many, too."""
+        return not signs.complete and chunks > 0 and (chunks >= self._exact_below or signs.centre is not None)
+
+    def _centre(self, connection: Connection, stored: Stored) -> Vector | None:
+        """What the signs are seen from; None for a collection that is to be searched exactly."""
+        signs = bits.signs_of(connection, stored) if stored.chunks >= self._exact_below else None
+        return signs.centre if signs is not None and signs.complete else None
+
     def _nearest(
         self, connection: Connection, stored: Stored, query: Vector, *, limit: int, where: Where, exact: bool
     ) -> tuple[Ids, Scores]:
-        fits = self._mirror.fits(stored)
-        if fits and (exact or stored.chunks < self._exact_below):
-            return self._exact(connection, stored, query, limit, where)
-        if exact:
-            return _exact_from_file(connection, stored, query, limit, where)
+        centre = None if exact else self._centre(connection, stored)
+        if centre is None:
+            best = self._exact if self._mirror.fits(stored) else _exact_from_file
+            return best(connection, stored, query, limit, where)
+        asked = turned(query[None], centre)[0]
+        looked_for = steps(limit)
+        condition = compiled(where, "metadata") if where else None
         view = self._signs.view(connection, stored) if self._signs.fits(stored) else None
         if view is None:
-            return _by_signs(connection, stored, query, limit, where)
-        rows = None
-        if where:
-            condition = compiled(where, "metadata")
-            rows = self._signs.rows(view, condition, self._passing.ids(connection, stored, condition))
-        near = likeliest(view, query, wanted=self._candidates + 2 * limit, rows=rows, aid=self._aid)
-        return _scored(connection, stored, np.sort(near).tolist(), query, limit=limit)
+            near = bits.likeliest(connection, stored, asked, steps=looked_for, where=condition)
+        else:
+            rows = None
+            if condition is not None:
+                rows = self._signs.rows(view, condition, self._passing.ids(connection, stored, condition))
+            wanted = [self._candidates + 2 * each for each in looked_for]
+            near = likeliest(view, asked, wanted=wanted, rows=rows, aid=self._aid)
+        ids, scores = _scored(connection, stored, np.unique(np.concatenate(near)).tolist(), query)
+        known = dict(zip(ids.tolist(), scores.tolist(), strict=True))
+        found = joined([{id_: known[id_] for id_ in some.tolist()} for some in near], looked_for, limit)
+        return _arrays(found)
 
     def _exact(
         self, connection: Connection, stored: Stored, query: Vector, limit: int, where: Where
@@ -329,6 +353,10 @@ _INDEXED: Final = "coalesce(s.title, chunk.title) AS title, coalesce(s.text, chu
 _COLUMNS: Final = 'ordinal, text, "start", "end", tokens, title, metadata'
 
 
+def _arrays(scores: Mapping[int, float]) -> tuple[Ids, Scores]:
+    return np.array(list(scores), np.int64), np.array(list(scores.values()), np.float64)
+
+
 def _stored(connection: Connection, collection: str) -> Stored | None:
     row = connection.exec_driver_sql(
         "SELECT id, dimensions, chunks, added, removed FROM store_collection WHERE name = ?", (collection,)
@@ -341,11 +369,6 @@ def _found(connection: Connection, collection: str) -> Stored:
     if stored is None:
         raise CollectionNotFound(f"there is no collection {collection!r}", name=collection)
     return stored
-
-
-def _padded(dimensions: int) -> int:
-    """Bits come in whole bytes."""
-    return -(-dimensions // 8) * 8
 
 
 def _delete(connection: Connection, stored: Stored, documents: Sequence[str]) -> int:
@@ -370,7 +393,9 @@ def _delete(connection: Connection, stored: Stored, documents: Sequence[str]) ->
     return len(rows)
 
 
-def _insert(connection: Connection, stored: Stored, entries: Sequence[Entry], metadata: Sequence[Sequence[str]]) -> int:
+def _insert(
+    connection: Connection, stored: Stored, entries: Sequence[Entry], metadata: Sequence[Sequence[str]], signs: Signs
+) -> int:
     """Add chunks to all tables; how many."""
     chunks = [
         (entry.document, chunk, json_text)
@@ -391,10 +416,7 @@ def _insert(connection: Connection, stored: Stored, entries: Sequence[Entry], me
         ],
     )
     run("INSERT INTO embedding VALUES (?, ?)", [(id_, row.tobytes()) for id_, row in zip(ids, rows, strict=True)])
-    run(
-        f"INSERT INTO vec_bits_{stored.id} (chunk_id, bits) VALUES (?, vec_bit(?))",
-        [(id_, row.tobytes()) for id_, row in zip(ids, sign_bits(rows), strict=True)],
-    )
+    bits.insert(connection, stored, signs, ids, rows)
     words = [(id_, segmented(one.title), segmented(one.text)) for id_, (_, one, _) in zip(ids, chunks, strict=True)]
     apart = [row for row, (_, one, _) in zip(words, chunks, strict=True) if row[1:] != (one.title, one.text)]
     if apart:
@@ -403,60 +425,12 @@ def _insert(connection: Connection, stored: Stored, entries: Sequence[Entry], me
     return len(chunks)
 
 
-def _close_gaps(connection: Connection, stored: Stored, chunks: int) -> None:
-    """Give back some of the places that removed chunks leave in vec0, once they are many; it fills none of them itself.
-
-    The signs of the emptiest chunk of vec0 are put in anew, at the end; sqlite-vec lets go of a chunk without any.
-    """
-    table, run = f"vec_bits_{stored.id}", connection.exec_driver_sql
-    places = int(run(f"SELECT sum(size) FROM {table}_chunks WHERE chunk_id > 0").scalar() or 0)
-    if places - _BLOCK - chunks <= max(chunks // 4, _BLOCK):
-        return
-    kept = {
-        number: taken(validity)
-        for number, validity in run(f"SELECT chunk_id, validity FROM {table}_chunks WHERE chunk_id > 0")
-    }
-    emptiest = min(sorted(kept)[:-1], key=lambda number: np.count_nonzero(kept[number]))
-    ids, vectors = run(
-        f"SELECT rowids, vectors FROM {table}_chunks JOIN {table}_vector_chunks00 AS signs ON signs.rowid = chunk_id "
-        "WHERE chunk_id = ?",
-        (emptiest,),
-    ).one()
-    places_taken = np.flatnonzero(kept[emptiest])[:_MOVED]
-    moved = np.frombuffer(ids, np.int64)[places_taken].tolist()
-    octets = np.frombuffer(vectors, np.uint8).reshape(len(kept[emptiest]), -1)[places_taken]
-    run(f"DELETE FROM {table} WHERE chunk_id = ?", [(id_,) for id_ in moved])
-    run(
-        f"INSERT INTO {table} (chunk_id, bits) VALUES (?, vec_bit(?))",
-        [(id_, row.tobytes()) for id_, row in zip(moved, octets, strict=True)],
-    )
-
-
 def _count(connection: Connection, stored: Stored, *, added: int, removed: int) -> None:
     if added or removed:
         connection.exec_driver_sql(
             "UPDATE store_collection SET chunks = chunks + ?, added = added + ?, removed = removed + ? WHERE id = ?",
             (added - removed, added, removed, stored.id),
         )
-
-
-def _by_signs(connection: Connection, stored: Stored, query: Vector, limit: int, where: Where) -> tuple[Ids, Scores]:
-    """Candidates by their signs, scored exactly; all that pass, when a condition leaves few."""
-    wanted = min(max(_OVERSAMPLING, 8 * limit), _MOST)
-    narrowed = ""
-    values: tuple[Value, ...] = ()
-    if where:
-        condition, values = compiled(where, "metadata")
-        passing = f"SELECT id FROM chunk WHERE collection = {stored.id} AND {condition}"
-        few = connection.exec_driver_sql(f"{passing} LIMIT ?", (*values, wanted + 1)).scalars().all()
-        if len(few) <= wanted:
-            return _scored(connection, stored, few, query, limit=limit)
-        narrowed = f"AND chunk_id IN ({passing})"
-    near = connection.exec_driver_sql(
-        f"SELECT chunk_id FROM vec_bits_{stored.id} WHERE bits MATCH vec_bit(?) AND k = ? {narrowed}",
-        (sign_bits(query[None]).tobytes(), wanted, *values),
-    )
-    return _scored(connection, stored, near.scalars().all(), query, limit=limit)
 
 
 def _exact_from_file(
@@ -475,7 +449,7 @@ def _exact_from_file(
         rough = np.concatenate([rough, rows @ query])
         keep = _not_worse(rough, limit)
         ids, rough = ids[keep], rough[keep]
-    return _scored(connection, stored, ids.tolist(), query, limit=limit)
+    return _scored(connection, stored, ids.tolist(), query)
 
 
 def _not_worse(rough: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.intp]:
@@ -485,16 +459,14 @@ def _not_worse(rough: npt.NDArray[np.float32], limit: int) -> npt.NDArray[np.int
     return np.flatnonzero(rough >= np.partition(rough, -limit)[-limit] - _SLACK)
 
 
-def _scored(
-    connection: Connection, stored: Stored, ids: Sequence[int], query: Vector, *, limit: int
-) -> tuple[Ids, Scores]:
-    """The best of these chunks, and those that float32 cannot tell from them, by their stored vectors."""
+def _scored(connection: Connection, stored: Stored, ids: Sequence[int], query: Vector) -> tuple[Ids, Scores]:
+    """These chunks, their ids ascending, by their stored vectors."""
     rows = connection.exec_driver_sql(
-        "SELECT chunk_id, vector FROM embedding WHERE chunk_id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+        "SELECT chunk_id, vector FROM embedding WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id",
+        (json.dumps(ids),),
     ).all()
     vectors = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(-1, stored.dimensions)
-    best = _not_worse(vectors @ query, limit)
-    return np.array([rows[place][0] for place in best], np.int64), cosines(vectors[best], query)
+    return np.array([row[0] for row in rows], np.int64), cosines(vectors, query)
 
 
 def _matches(connection: Connection, stored: Stored, ids: Ids, scores: Scores, limit: int) -> list[Match]:

@@ -122,13 +122,14 @@ def shorter_stems(beginning: str) -> Iterator[str]:
             yield word[:cut]
 
 
-def depth(limit: int) -> int:
-    """For how many matches to look where so many are asked for.
+def depths(limit: int) -> list[int]:
+    """For how many matches to look where so many are asked for, step by step (see `steps.joined`).
 
     It is the same number for all that ask for no more. So where only some chunks are scored, they are the same ones,
     and the first matches stay the first.
     """
-    return next((each for each in _DEPTHS if each >= limit), limit)
+    less = [each for each in _DEPTHS if each < limit]
+    return [*less, next((each for each in _DEPTHS if each >= limit), limit)]
 
 
 def tokens(text: str) -> list[str]:

@@ -107,12 +107,15 @@ _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
 def built(folder: Path, size: int, *, given: Path | None, words: int) -> dict[str, float]:
-    """Make `<size>.db` of chunks of so many words, unless it is there; what that took."""
+    """Make `<size>.db` of chunks of so many words, unless it is there in the present schema; what that took."""
     folder.mkdir(parents=True, exist_ok=True)
+    schema = max(path.name for path in (shipped("migrations") / "versions").glob("[0-9]*_*.py"))
     path, notes, queries = (folder / f"{size}-{words}{end}" for end in (".db", ".json", ".npy"))
     if notes.exists():
-        known: dict[str, float] = json.loads(notes.read_text())
-        return known
+        known: dict[str, Any] = json.loads(notes.read_text())
+        if known.pop("schema", "") == schema:
+            return known
+        notes.unlink()
     for left in folder.glob(f"{path.name}*"):
         left.unlink()
     rows, asked = vectors(size, given=given)
@@ -126,6 +129,7 @@ def built(folder: Path, size: int, *, given: Path | None, words: int) -> dict[st
         for start in range(0, size, 2000):
             numbers = range(start, min(start + 2000, size), CHUNKS)
             store.put_many("c", [_entry(n, rows[n : n + CHUNKS], texts) for n in numbers])
+        SqliteStore(database, exact_below=0).improve("c")
         took = {"seconds": perf_counter() - began, "cpu": process_time() - spent}
         store.close()
         with database.write() as connection:
@@ -137,7 +141,7 @@ def built(folder: Path, size: int, *, given: Path | None, words: int) -> dict[st
             with database.write() as connection:
                 copy = "INSERT INTO bench_floats SELECT chunk_id, vector FROM embedding WHERE chunk_id BETWEEN ? AND ?"
                 connection.exec_driver_sql(copy, (start, start + 4999))
-    notes.write_text(json.dumps(took))
+    notes.write_text(json.dumps({**took, "schema": schema}))
     return took
 
 
@@ -244,7 +248,7 @@ class _Asked:
         self.queries: Matrix = np.load(path.with_suffix(".npy"))
         self.texts = list(passages(QUERIES, words=8, seed=1, beyond=STOP_WORDS))
         self.signs = SqliteStore(self.database, exact_below=0)
-        self.exact = SqliteStore(self.database, exact_below=2**62, mirror_bytes=2**40)
+        self.exact = SqliteStore(self.database, exact_below=2**62, memory=2**41)
         self.subjects: Mapping[str, Callable[[int, bool], list[str]]] = {
             "sqlite-vec": self._floats,
             "signs": lambda row, few: self._nearest(self.signs, row, few=few),

@@ -1,4 +1,5 @@
 import asyncio
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ from appliance.embedding.engines.hashing import HashingEngine
 from appliance.embedding.spec import HashSpec, Prefixes
 from appliance.errors import CollectionNotFound, EngineError, InvalidInput
 from appliance.search.cursor import Cursor
+from appliance.search.fusion import Fusion
 from appliance.search.retriever import Answer, Found, Mode, Place, Query, Retriever
 from appliance.store.base import Chunk, Condition
 from appliance.store.memory import MemoryStore
@@ -386,6 +388,26 @@ def named(groups: list[list[Found]], *, by_document: bool) -> list[object]:
 def asked(embedder: Embedder, **options: object) -> tuple[Query, dict[tuple[str, int], np.ndarray]]:
     query = Query(q="boat sea", places=[Place("c", "hash", 4, embedder)], **options)  # type: ignore[arg-type]
     return query, {("hash", 4): np.eye(4, dtype=np.float32)[0]}
+
+
+async def test_pages_fit_together_where_more_are_fused_than_were_asked_for(embedder: Embedder) -> None:
+    rng = random.Random(1)  # noqa: S311  # no secrets
+    texts = [" ".join(rng.choices([f"word{n}" for n in range(30)], k=12)) for _ in range(300)]
+    store = MemoryStore()
+    store.create("all", DIMENSIONS)
+    vectors = (await embedder.embed(texts)).vectors
+    for n, text in enumerate(texts):
+        store.put("all", f"d{n:03}", [Chunk(0, text, 0, 9, 12)], vectors[n : n + 1])
+    fusions: list[Fusion] = ["dbsf", "rrf"]
+
+    for fusion in fusions:
+        whole = await search(store, embedder, "word1 word2 word3", limit=200, depth=50, fusion=fusion)
+        pages = [
+            await search(store, embedder, "word1 word2 word3", limit=10, offset=n, depth=50, fusion=fusion)
+            for n in range(0, 200, 10)
+        ]
+
+        assert [found.key for page in pages for found in page] == [found.key for found in whole]
 
 
 @settings(max_examples=25, deadline=None)

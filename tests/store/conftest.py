@@ -72,4 +72,4 @@ def store(request: pytest.FixtureRequest) -> MemoryStore | SqliteStore | Postgre
         case "sqlite by signs":
             return SqliteStore(request.getfixturevalue("database"), exact_below=0)
         case _:
-            return SqliteStore(request.getfixturevalue("database"), exact_below=0, mirror_bytes=0, sign_bytes=0)
+            return SqliteStore(request.getfixturevalue("database"), exact_below=0, memory=0)

@@ -17,7 +17,7 @@ from appliance.store.sqlite import SqliteStore
 
 def main(path: Path, seed: int) -> None:
     rng = random.Random(seed)  # noqa: S311  # no secrets
-    store = SqliteStore(Database(path))
+    store = SqliteStore(Database(path), exact_below=0)
     store.create("c", 16)
     print("started", flush=True)  # noqa: T201  # how it speaks
     done: dict[str, object] = {"document": None, "chunks": 0}

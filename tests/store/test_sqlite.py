@@ -25,7 +25,8 @@ from appliance.store import ranking, sqlite
 from appliance.store.base import Chunk, Condition, Entry, Match, Matrix, Where
 from appliance.store.memory import MemoryStore
 from appliance.store.mirror import Mirror, Stored
-from appliance.store.signs import SignMirror, View, sign_bits
+from appliance.store.signing import sign_bits, turned
+from appliance.store.signs import SignMirror, View
 from appliance.store.sqlite import SqliteStore
 
 WRITER = Path(__file__).with_name("endless_writer.py")
@@ -48,10 +49,10 @@ def assert_whole(database: Database) -> None:
         every = set(run("SELECT id FROM chunk").scalars())
         assert set(run("SELECT chunk_id FROM embedding").scalars()) == every
         owned: set[int] = set()
-        for collection, number in run("SELECT id, chunks FROM store_collection").all():
+        for collection, number, signed in run("SELECT id, chunks, signs_to FROM store_collection").all():
             own = set(run("SELECT id FROM chunk WHERE collection = ?", (collection,)).scalars())
             assert len(own) == number
-            assert set(run(f"SELECT chunk_id FROM vec_bits_{collection}").scalars()) == own
+            assert set(run(f"SELECT chunk_id FROM vec_bits_{collection}").scalars()) == {n for n in own if n <= signed}
             assert set(run(f"SELECT id FROM chunk_fts_{collection}_docsize").scalars()) == own
             owned |= own
         assert owned == every
@@ -168,7 +169,7 @@ NUMBER = count()
 HELD: dict[str, dict[str, int]] = {
     "floats": {},
     "signs": {"exact_below": 0},
-    "file": {"exact_below": 0, "mirror_bytes": 0, "sign_bytes": 0},
+    "file": {"exact_below": 0, "memory": 0},
 }
 
 
@@ -238,6 +239,7 @@ def test_signs_find_nearly_what_an_exact_search_finds(database: Database) -> Non
     spread = centres[rng.integers(0, 40, 3000)] + 0.1 * rng.normal(size=(3000, 64))
     rows = np.asarray(spread / np.linalg.norm(spread, axis=1, keepdims=True), np.float32)
     exact.put_many("c", [Entry(f"d{n}", chunks(100, half=n % 2), rows[n * 100 : n * 100 + 100]) for n in range(30)])
+    signs.improve("c")
     conditions: list[Where] = [(), [Condition("half", "=", 1)]]
 
     for where in conditions:
@@ -363,14 +365,15 @@ def shown(view: View | None) -> dict[int, bytes]:
 
 
 def true_signs(database: Database) -> dict[int, bytes]:
-    """Signs by id, of the stored vectors."""
+    """Signs by id, of the stored vectors of the only collection."""
     with database.read() as connection:
         rows = connection.exec_driver_sql("SELECT chunk_id, vector FROM embedding").all()
-    result = {}
-    for id_, vector in rows:
-        octets = sign_bits(np.frombuffer(vector, np.float32)[None]).tobytes()
-        result[id_] = octets.ljust(-(-len(octets) // 8) * 8, b"\0")
-    return result
+        centre = connection.exec_driver_sql("SELECT centre FROM store_collection").scalar_one()
+    if not rows:
+        return {}
+    vectors = np.array([np.frombuffer(vector, np.float32) for _, vector in rows])
+    octets = sign_bits(turned(vectors, np.frombuffer(centre, np.float32)))
+    return {row[0]: each.tobytes() for row, each in zip(rows, octets, strict=True)}
 
 
 def stored_now(connection: Connection) -> Stored:
@@ -379,7 +382,7 @@ def stored_now(connection: Connection) -> Stored:
 
 
 def test_signs_in_memory_follow_every_change_and_gaps_are_closed(database: Database) -> None:
-    store, mirror = SqliteStore(database), SignMirror(budget=2**24)
+    store, mirror = SqliteStore(database, exact_below=0), SignMirror(budget=2**24)
     store.create("c", 70)
     rng = np.random.default_rng(3)
 
@@ -415,7 +418,7 @@ def test_signs_in_memory_follow_every_change_and_gaps_are_closed(database: Datab
 
 
 def test_signs_are_those_that_the_transaction_sees_even_when_later_ones_were_seen(database: Database) -> None:
-    store, mirror = SqliteStore(database), SignMirror(budget=2**20)
+    store, mirror = SqliteStore(database, exact_below=0), SignMirror(budget=2**20)
     store.create("c", 8)
     rows = unit(np.random.default_rng(1), 40, 8)
     store.put("c", "old", chunks(20), rows[:20])
@@ -433,7 +436,7 @@ def test_signs_are_those_that_the_transaction_sees_even_when_later_ones_were_see
 
 
 def test_a_search_by_signs_in_an_old_transaction_sees_the_document_that_was_replaced(database: Database) -> None:
-    store, mirror = SqliteStore(database), SignMirror(budget=2**20)
+    store, mirror = SqliteStore(database, exact_below=0), SignMirror(budget=2**20)
     store.create("c", 8)
     rows = unit(np.random.default_rng(1), 40, 8)
     store.put("c", "old", chunks(20), rows[:20])
@@ -449,11 +452,11 @@ def test_a_search_by_signs_in_an_old_transaction_sees_the_document_that_was_repl
 
 
 def test_signs_of_what_was_not_used_for_longest_are_let_go(database: Database) -> None:
-    store = SqliteStore(database)
+    store = SqliteStore(database, exact_below=0)
     for name in ("a", "b", "c"):
         store.create(name, 64)
         store.put(name, "d", chunks(100), unit(np.random.default_rng(1), 100, 64))
-    mirror = SignMirror(budget=6000)
+    mirror = SignMirror(budget=16_000)
     with database.read() as connection:
         ask = "SELECT id, dimensions, chunks, added, removed FROM store_collection ORDER BY id"
         stored = [Stored(*row) for row in connection.exec_driver_sql(ask)]
@@ -554,6 +557,24 @@ def test_the_first_of_very_many_equals_are_the_same_however_many_are_asked_for(
         shorter = sorted(name for name, text in texts.items() if text == "printer error")
         assert found(20, "printer error") == shorter[:20]
         assert found(1500, "printer error") == shorter[:1500]
+
+
+def test_the_first_by_words_are_the_same_where_other_words_lead_further_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranking, "SCORED", 1100)
+    rng = np.random.default_rng(6)
+    store = SqliteStore(database)
+    store.create("c", 2)
+    vector = np.eye(1, 2, dtype=np.float32)
+    store.put_many("c", [Entry(f"d{n:04}", [Chunk(0, zipf(rng, 30), 0, 9, 2)], vector) for n in range(5000)])
+
+    for _ in range(30):
+        words = zipf(rng, int(rng.integers(2, 8)))
+        whole = store.matching("c", words, limit=300)
+        for limit in (10, 100, 128, 129, 200):
+            assert store.matching("c", words, limit=limit) == whole[:limit]
+        assert [match.score for match in whole] == sorted((match.score for match in whole), reverse=True)
 
 
 def test_a_beginning_finds_words_whose_stem_is_shorter(database: Database) -> None:
@@ -703,6 +724,7 @@ def test_hot_queries_go_by_an_index(database: Database, monkeypatch: pytest.Monk
     exact.create("c", 8)
     exact.put("c", "d", chunks(30, k=1), rows)
     exact.put("c", "d", chunks(30, k=1), rows)
+    signs.improve("c")
     for store in (exact, signs):
         for where in ((), [Condition("k", "=", 1)]):
             store.nearest("c", rows[0], limit=3, where=where)

@@ -16,7 +16,8 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from appliance.store.asked import asked, worded
-from appliance.store.words import depth, shorter_stems
+from appliance.store.steps import joined
+from appliance.store.words import depths, shorter_stems
 
 CONFIGURATION: Final = "'appliance_words'::regconfig"
 """How the server reads words; a migration makes it."""
@@ -91,7 +92,6 @@ class Words:
         """The best chunks that have any of the stems, with their BM25, and all that have the score of the last of them.
         Where very many have a stem, a chunk has to have one of the rare ones to be scored, unless these are too few.
         """
-        limit = depth(limit)
         counts = frequencies.of(self, stems)
         order = sorted(stems, key=lambda each: counts[each])
         sums = list(accumulate(counts[each] for each in order))
@@ -100,12 +100,19 @@ class Words:
             cut = sum(total <= SCORED for total in sums)
             common = order[cut:]
             leads = [*([" | ".join(order[:cut])] if cut else []), " & ".join(common), common[0], *leads]
-        found: dict[int, float] = {}
-        for lead in dict.fromkeys(leads):
-            found |= self._scored(lead, order, counts, limit=limit, condition=condition, values=values)
-            if len(found) >= limit:
-                break
-        return found
+
+        def led(enough: int) -> dict[int, float]:
+            found: dict[int, float] = {}
+            for lead in dict.fromkeys(leads):
+                found |= self._scored(lead, order, counts, limit=enough, condition=condition, values=values)
+                if len(found) >= enough:
+                    break
+            return found
+
+        sizes = depths(limit)
+        if len(leads) == 1:
+            return led(sizes[-1])
+        return joined([led(size) for size in sizes], sizes, limit)
 
     def _scored(
         self,
