@@ -305,11 +305,11 @@ class Settings(BaseSettings):
         json_schema_extra={"shown": "512MiB"},
     )
     search_candidates: int = Field(
-        200,
-        ge=1,
+        220,
+        ge=25,
         le=10_000,
-        description="Chunks that a search by signs compares exactly, and two more for each match that is wanted. More "
-        "of them miss less, and take longer.",
+        description="Chunks that a search by signs compares exactly for its first 25 matches; three more for each "
+        "match beyond. More of them miss less, and take longer.",
     )
     rerank_depth: int = Field(
         50, ge=1, le=1000, description="Best matches of a search that are reranked where that is asked for."

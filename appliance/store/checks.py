@@ -13,6 +13,9 @@ from appliance.store.base import Chunk, Matrix, Vector
 MAX_DIMENSIONS: Final = 8192
 """What sqlite-vec takes."""
 
+_AT_ONCE: Final = 65_536
+"""Numbers of vectors that are multiplied at a time: memory that is small enough to be used again."""
+
 _TOLERANCE: Final = 1e-3
 """How far from 1 the length of a float32 vector may be that was normalised in half precision."""
 
@@ -74,6 +77,10 @@ def cosines(rows: Matrix, vector: Vector) -> npt.NDArray[np.float64]:
 
     Equal rows get equal scores wherever they stand, which a BLAS product does not promise; so ties are ties.
     """
-    products: npt.NDArray[np.float64] = rows.astype(np.float64) * vector
-    scores: npt.NDArray[np.float64] = np.clip(products.sum(axis=1), -1.0, 1.0)
-    return scores
+    scores = np.empty(len(rows), np.float64)
+    at_once = max(_AT_ONCE // len(vector), 1)
+    for start in range(0, len(rows), at_once):
+        products = rows[start : start + at_once].astype(np.float64)
+        products *= vector
+        products.sum(axis=1, out=scores[start : start + at_once])
+    return np.clip(scores, -1.0, 1.0, out=scores)

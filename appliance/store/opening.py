@@ -32,7 +32,7 @@ class Place:
     precision: Literal["half", "single"] = "half"
     title_weight: float = 1.0
     memory: int = 512 * 2**20
-    candidates: int = 200
+    candidates: int = 220
 
     def __repr__(self) -> str:
         """Without the address."""

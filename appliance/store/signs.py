@@ -45,11 +45,11 @@ _WIDENING: Final = 8
 _WIDEST: Final = 16_384
 """Rows taken so, at most, unless more are wanted."""
 
-_ALL: Final = 1000
-"""Chunks that are all taken where no more pass; scoring so many takes a few milliseconds."""
+_ALL: Final = 500
+"""Chunks that are all taken where no more pass; scoring so many takes two or three milliseconds."""
 
-_AT_ONCE: Final = 2048
-"""Rows whose signs are made numbers at a time, which takes 32 times their memory."""
+_AT_ONCE: Final = 131_072
+"""Signs that are made numbers at a time: memory that is small enough to be used again, and not to be asked for anew."""
 
 _SLACK: Final = 1e-3
 """How far products of equal vectors may be apart: much less than one sign makes."""
@@ -207,10 +207,11 @@ def likeliest(
 def _products(bits: Bits, near: npt.NDArray[np.intp], asked: Vector) -> npt.NDArray[np.float32]:
     """Of the signs of these columns, one or zero, and what is asked; (columns,)."""
     result = np.empty(len(near), np.float32)
-    for start in range(0, len(near), _AT_ONCE):
-        octets = np.ascontiguousarray(bits[:, near[start : start + _AT_ONCE]].T).view(np.uint8)
+    columns = max(_AT_ONCE // len(asked), 1)
+    for start in range(0, len(near), columns):
+        octets = np.ascontiguousarray(bits[:, near[start : start + columns]].T).view(np.uint8)
         signs: Matrix = np.unpackbits(octets, axis=1, bitorder="little").astype(np.float32)
-        result[start : start + _AT_ONCE] = signs @ asked
+        result[start : start + columns] = signs @ asked
     return result
 
 
