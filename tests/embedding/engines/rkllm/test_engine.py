@@ -420,7 +420,7 @@ def test_what_is_closed_ends_its_process_and_gives_everything_back(npu: Any) -> 
         engine.close()
         assert gone(pid)
 
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # what other tests left may have gone meanwhile
     with pytest.raises(EngineFailed, match="closed"):
         embed(engine, ["hello"])
 
