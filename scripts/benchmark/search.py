@@ -341,7 +341,7 @@ class _Asked:
         thread.join()
         for turn in range(20):
             for n in range(5):
-                store.remove("c", f"w{turn}-d{n}")
+                store.remove("c", f"w{turn}-{n}")
 
 
 def main() -> None:
