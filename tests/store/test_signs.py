@@ -2,6 +2,7 @@
 
 import sysconfig
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -10,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from appliance.app import store_place
 from appliance.database import Database
 from appliance.embedding.engines.hashing import HashingEngine
+from appliance.settings import Settings, shipped
 from appliance.store import bits, sqlite
 from appliance.store.base import Chunk, Condition, Entry, Match, Matrix
 from appliance.store.mirror import Stored
+from appliance.store.opening import open_store
 from appliance.store.signing import sign_bits, sign_count, turned
 from appliance.store.signs import SignMirror
 from appliance.store.sqlite import SqliteStore
@@ -166,6 +170,28 @@ def test_some_hundred_chunks_that_pass_are_all_compared(sources: Database, hashe
         for query in hashed[1][::4]:
             exact = store.nearest("c", query, limit=300, where=tenth, exact=True)
             assert store.nearest("c", query, limit=300, where=tenth) == exact
+
+
+def test_memory_and_candidates_are_what_the_settings_say(
+    sources: Database, hashed: tuple[Matrix, Matrix], tmp_path: Path
+) -> None:
+    settings = Settings(data=tmp_path, search_memory=str(2**20), search_candidates=1000)
+
+    with ExitStack() as stack:
+        store = open_store(
+            store_place(settings),
+            database=sources,
+            migrations=shipped("migrations"),
+            stack=stack,
+            space_of=lambda _: "",
+        )
+
+        assert isinstance(store, SqliteStore)
+        assert store._candidates == 1000
+        assert store._signs.fits(Stored(1, 1024, 3000, 0, 0))
+        assert not store._signs.fits(Stored(1, 1024, 4000, 0, 0))
+    more = SqliteStore(sources, exact_below=4000, candidates=settings.search_candidates)
+    assert recall(more, *hashed) > recall(SqliteStore(sources, exact_below=4000), *hashed)
 
 
 # When there are signs
