@@ -566,10 +566,12 @@ class Catalog:
     def pending_removals(self) -> Removals:
         """Removals that were begun and can be finished now: nothing of them is in hand."""
         with self._database.read() as connection:
-            leaving = connection.execute(select(COLLECTION).where(_C.state == "removing").order_by(_C.id)).all()
-            kept = [row.kept_until for row in leaving if row.kept_until is not None and row.kept_until > _now()]
-            free = [row for row in leaving if row.kept_until not in kept or row.kept_until is None]
-            free = [row for row in free if not connection.execute(_in_hand(row.id)).first()]
+            now, kept, free = _now(), [], []
+            for row in connection.execute(select(COLLECTION).where(_C.state == "removing").order_by(_C.id)).all():
+                if row.kept_until is not None and row.kept_until > now:
+                    kept.append(row.kept_until)
+                elif not connection.execute(_in_hand(row.id)).first():
+                    free.append(row)
             query = (
                 select(_C.name, _D.id, _C.stored_as)
                 .join(COLLECTION, _C.id == _D.collection_id)

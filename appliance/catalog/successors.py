@@ -96,15 +96,12 @@ class Successors:
     def all(self) -> list[Collection]:
         """Every successor, oldest first."""
         with self._database.read() as connection:
-            query = select(COLLECTION).where(_C.state == "building").order_by(_C.id)
-            return [as_collection(row) for row in connection.execute(query)]
+            return _every(connection)
 
     def due(self) -> list[Collection]:
         """Those of which no document waits, is in hand or on its way out."""
         with self._database.read() as connection:
-            query = select(COLLECTION).where(_C.state == "building").order_by(_C.id)
-            every = [as_collection(row) for row in connection.execute(query)]
-            return [each for each in every if not _busy(connection, each)]
+            return [each for each in _every(connection) if not _busy(connection, each)]
 
     def advance(self, successor: Collection, *, keep: timedelta, without_failed: bool = False) -> Advance:
         """Take in what was changed since; or, where nothing was, have the successor take the place.
@@ -149,6 +146,11 @@ class Successors:
         if new is None:
             raise NotFound(f"the collection {name!r} is not being reindexed", name=name)
         return new
+
+
+def _every(connection: Connection) -> list[Collection]:
+    query = select(COLLECTION).where(_C.state == "building").order_by(_C.id)
+    return [as_collection(row) for row in connection.execute(query)]
 
 
 def _busy(connection: Connection, successor: Collection) -> bool:
