@@ -222,6 +222,28 @@ def postgres_server(postgres_server_class: Callable[..., Any]) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def server_process() -> Callable[..., Any]:
+    """Begins an appliance in a process of its own; see tests/server_process.py."""
+    begin: Callable[..., Any] = _module("server_process").ServerProcess
+    return begin
+
+
+@pytest.fixture
+def started(server_process: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The same, and waits until it is ready; all end with the test."""
+    servers: list[Any] = []
+
+    def begin(data: Path, environment: dict[str, str] | None = None) -> Any:
+        servers.append(server_process(data, environment))
+        servers[-1].wait_until_ready()
+        return servers[-1]
+
+    yield begin
+    for each in servers:
+        each.kill()
+
+
+@pytest.fixture(scope="session")
 def hub_module() -> Any:
     """`tests/hub.py`: tests are no package to import it from."""
     return _module("hub")

@@ -132,6 +132,7 @@ def _odd(documents: Any) -> Iterator[tuple[str, bytes, str]]:
     yield "word.txt", (told := known()).encode() + b" " + b"letters" * 30_000, told
     yield "nul.txt", f"{(told := known())} \0 {'and on ' * 30}".encode(), told
     yield "damaged.txt", f"{(told := known())} {'ein schöner Käfer ' * 30}".encode()[:-2] + b"\xc3", told
+    yield "half.txt", f"{(told := known())} and no mark of UTF-16".encode("utf-16-le"), told
     yield "cyrillic.txt", f"{(told := known())} Привет и ещё немного".encode("koi8-r"), told
     yield "wrong.html", b"<meta charset=utf-8><p>caf\xe9 " + (told := known()).encode(), told
     yield "open.html", b"<p><b><script>x</script><table><tr><td>" * 50 + (told := known()).encode(), told

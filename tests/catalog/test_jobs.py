@@ -393,3 +393,20 @@ def check_counts(transactions: Transactions) -> None:
             " (SELECT job_id FROM job_item WHERE document_seq = document.seq AND job_item.state = 'waiting')"
         ).scalar_one()
         assert (stray, unwatched) == (0, 0)
+
+
+def test_a_watched_folder_has_one_job_which_is_made_anew_once_cancelled(catalog: Catalog) -> None:
+    first = catalog.jobs.standing("c", name="notes", origin="/srv/notes")
+    put = [NewDocument(name, b"words") for name in ("notes/a", "notes/b", "notes/c")]
+    catalog.put_documents("c", put, job=first.id, refused=[Refusal("notes/bad", "damaged")])
+    catalog.settle([ready(work) for work in catalog.take(2)])
+
+    catalog.jobs.leave(first.id, ["notes/a", "notes/bad", "notes/c", "ghost"])
+    now = catalog.jobs.standing("c", name="notes", origin="/srv/notes")
+    other = catalog.jobs.standing("c", name="notes", origin="/mnt/notes")
+    catalog.jobs.cancel(first.id)
+    anew = catalog.jobs.standing("c", name="notes", origin="/srv/notes")
+
+    assert (first.state, now.id, now.total, now.ready, now.waiting, now.refused) == ("done", first.id, 2, 1, 1, 0)
+    assert len({first.id, other.id, anew.id}) == 3
+    assert anew.total == 0

@@ -1,11 +1,6 @@
 """Several appliances over one catalog and one store, on a PostgreSQL server."""
 
-import os
 import random
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +21,17 @@ from appliance.errors import InvalidInput, StoreUnavailable
 from appliance.postgres import CATALOG_VERSION, PostgresDatabase
 from appliance.settings import Settings, shipped
 from appliance.store.postgres.store import PostgresStore
+
+SMALL = """
+name = "small"
+description = "Counts words, in fewer places."
+license = "apache-2.0"
+engine = "hash"
+family = "hash"
+space = "small"
+dimensions = 32
+max_tokens = 32
+"""
 
 
 @pytest.fixture
@@ -52,34 +58,6 @@ def database(url: str) -> Iterator[PostgresDatabase]:
 
 def member(database: PostgresDatabase, name: str) -> Catalog:
     return Catalog(SharedCatalog(database), Member(database, name))
-
-
-class Process:
-    """An appliance in a process of its own, with the hash model."""
-
-    def __init__(self, data: Path, url: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "appliance", "serve", "--port", str(port), "--data", str(data), "--model", "hash"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"APPLIANCE_STORE": "postgres", "APPLIANCE_STORE_URL": url},
-        )
-        deadline = time.monotonic() + 40
-        while True:
-            assert self.process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.02)
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 def ended(client: httpx.Client, job: int, *, seconds: float = 60) -> dict[str, Any]:
@@ -200,6 +178,24 @@ def test_changes_from_both_sides_leave_catalog_and_store_of_one_mind(
     assert faults(url) == []
 
 
+def test_documents_are_left_to_an_appliance_that_has_their_model(
+    start: Callable[..., Any], url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "able" / "cards").mkdir(parents=True)
+    (tmp_path / "able" / "cards" / "small.toml").write_text(SMALL)
+    settings = {"store": "postgres", "store_url": SecretStr(url)}
+    able, unable = start(data=tmp_path / "able", **settings), start(data=tmp_path / "unable", **settings)
+    documents = [{"id": f"d{n}", "text": f"number {n}"} for n in range(30)]
+    with httpx.Client(base_url=able.url, timeout=60) as here, httpx.Client(base_url=unable.url, timeout=60) as there:
+        here.post("/collections", json={"name": "small", "model": "small"}).raise_for_status()
+        made = here.post("/documents", json={"collection": "small", "documents": documents, "job": True}).json()
+        job = ended(there, made["job"])
+        shares = [_ingested(each) for each in (here, there)]
+
+    assert (job["counts"]["ready"], shares) == (30, [30, 0])
+    assert faults(url, collection="small") == []
+
+
 def test_one_reindexes_what_both_answer_from(pair: tuple[httpx.Client, httpx.Client], url: str) -> None:
     here, there = pair
     documents = [{"id": f"d{n}", "text": f"number{n} of the passages"} for n in range(200)]
@@ -229,9 +225,12 @@ def test_one_reindexes_what_both_answer_from(pair: tuple[httpx.Client, httpx.Cli
 
 
 @pytest.mark.slow
-def test_what_one_had_in_hand_when_it_was_killed_the_other_finishes(url: str, tmp_path: Path) -> None:
+def test_what_one_had_in_hand_when_it_was_killed_the_other_finishes(
+    started: Callable[..., Any], url: str, tmp_path: Path
+) -> None:
     rng = random.Random(5)  # noqa: S311  # no secret
-    one, two = (Process(tmp_path / name, url) for name in ("one", "two"))
+    shared = {"APPLIANCE_STORE": "postgres", "APPLIANCE_STORE_URL": url}
+    one, two = (started(tmp_path / name, shared) for name in ("one", "two"))
     documents = [
         {"id": f"d{n}", "text": f"number {n} " + "words of a passage " * rng.randrange(1, 600)} for n in range(1500)
     ]
@@ -243,7 +242,7 @@ def test_what_one_had_in_hand_when_it_was_killed_the_other_finishes(url: str, tm
             one.kill()
             kills += 1
             if kills < 3:
-                one = Process(tmp_path / "one", url)
+                one = started(tmp_path / "one", shared)
         done = ended(client, job, seconds=120)
     two.kill()
 
@@ -302,6 +301,20 @@ def test_a_member_comes_back_when_the_server_ended_its_session(database: Postgre
     one.check()
 
     assert not two.left_behind()
+
+
+def test_the_server_is_asked_to_notice_soon_when_a_member_is_gone_that_could_not_say_so(url: str) -> None:
+    database = PostgresDatabase(url, connections=2)
+    database.migrate(shipped("migrations") / "postgres_catalog", version_table=CATALOG_VERSION, vectors=False)
+    one = Member(database, "one")
+    assert one._session is not None
+
+    names = ("idle", "interval", "count")
+    asked = [int(one._session.exec_driver_sql(f"SHOW tcp_keepalives_{name}").scalar_one()) for name in names]
+    one.leave()
+    database.close()
+
+    assert asked == [5, 5, 3]
 
 
 def test_nobody_is_at_a_change_beside_one_who_is_alone(database: PostgresDatabase) -> None:
