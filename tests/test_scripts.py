@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -259,3 +260,18 @@ def test_the_benchmark_searches_and_keeps_its_databases(tmp_path: Path) -> None:
     assert answer.stdout.count("\n| 2,000 |") == 4
     assert "| matching and nearest |" in answer.stdout
     assert sorted(path.name for path in (tmp_path / "search").glob("*.db")) == ["2000-3.db", "2000-60.db"]
+
+
+def test_the_benchmark_searches_a_server_beside_it(postgres_server: Any, tmp_path: Path) -> None:
+    bench = str(ROOT / "scripts" / "benchmark" / "bench.py")
+    command = [sys.executable, bench, "--quick", "search", "--sizes", "2000", "--cache", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "BENCH_POSTGRES_URL": postgres_server.database()}
+
+    runs = [subprocess.run(command, env=environment, check=False, capture_output=True, text=True) for _ in range(2)]
+
+    assert [run.returncode for run in runs] == [0, 0], runs[0].stderr
+    first, second = (
+        next(line.split(" | ") for line in run.stdout.splitlines() if "| pgvector |" in line) for run in runs
+    )
+    assert first[2] == second[2]  # what it took to build, noted at the first run
+    assert first[8] == second[8] == "1.000"

@@ -28,8 +28,8 @@ MEMORY = {"all-minilm-l6-v2": 350, "all-minilm-l6-v2-int8": 250}
 """MB that a server of each model may hold under load."""
 
 ALONE = ("hash", "npu", "search", "stores")
-"""Sections that need no model; `npu` needs a C compiler. `stores` measures servers, too, where BENCH_POSTGRES_URL and
-BENCH_MILVUS_URL name some.
+"""Sections that need no model; `npu` needs a C compiler. `search` measures a server, too, where BENCH_POSTGRES_URL
+names one, and `stores` also one that BENCH_MILVUS_URL names.
 """
 
 BESIDE = ("start", "open", "short", "profiles")

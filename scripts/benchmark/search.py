@@ -1,4 +1,5 @@
-"""What a search takes: by every vector in sqlite-vec, by signs, and exactly; by words; alone and beside a writer.
+"""What a search takes: by every vector in sqlite-vec, by signs, exactly, and by pgvector; by words; alone and beside a
+writer.
 
 As a program it opens one of the databases that `built` makes, reads one job a line from standard input and writes one
 result a line: {"subjects", "rows", "filtered", "writing"} asks each subject for the nearest of these rows of the
@@ -9,10 +10,12 @@ queries, in turns.
 
 import argparse
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import cache
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -28,16 +31,19 @@ if __name__ == "__main__":
     lean()  # before NumPy is imported
 
 import numpy as np
+import postgres
 
 from appliance.database import Database
 from appliance.settings import shipped
-from appliance.store.base import Chunk, Condition, Entry, Matrix
+from appliance.store.base import Chunk, Condition, Entry, Matrix, VectorStore
 from appliance.store.ranking import expression
 from appliance.store.sqlite import SqliteStore
 from appliance.store.words import terms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from appliance.store.postgres.store import PostgresStore
 
 DIMENSIONS = 384
 CHUNKS = 10
@@ -48,6 +54,9 @@ LIMIT = 10
 SIZES = (10_000, 100_000, 1_000_000)
 WORDS_SIZE = 300_000
 SUBJECTS = ("sqlite-vec", "signs", "exact")
+SERVER = "pgvector"
+"""A subject, too, where BENCH_POSTGRES_URL names a server."""
+
 RARE = Condition("hundredth", "=", 7)
 """Passed by one document in a hundred."""
 
@@ -151,9 +160,9 @@ def _entry(number: int, rows: Matrix, texts: Iterator[str]) -> Entry:
     return Entry(f"d{number}", chunks, rows)
 
 
-def search(plan: Plan, cache: Path, sizes: Sequence[int], *, given: Path | None) -> None:
+def search(plan: Plan, kept: Path, sizes: Sequence[int], *, given: Path | None) -> None:
     """Print what searches by vectors take, and by words."""
-    folder = cache / ("search-given" if given else "search")
+    folder = kept / ("search-given" if given else "search")
     heads = ("chunks", "subject", "build, s", "start, s", "resident, MB", "p50, ms", "p95, ms", "CPU, ms", "recall@10")
     table = Table(
         "Nearest ten of made-up passages" if given is None else "Nearest ten of given vectors",
@@ -165,25 +174,28 @@ def search(plan: Plan, cache: Path, sizes: Sequence[int], *, given: Path | None)
     beside = []
     for size in sizes:
         build = built(folder, size, given=given, words=3)
-        alone = {name: _alone(folder, size, name) for name in SUBJECTS}
+        subjects = (*SUBJECTS, SERVER) if postgres.URL in os.environ else SUBJECTS
+        there = postgres.copied(folder / f"{size}-3.db") if SERVER in subjects else {}
+        seconds = {"signs": build["seconds"]} | ({SERVER: there["seconds"]} if there else {})
+        alone = {name: _alone(folder, size, name) for name in subjects}
         with _opened(folder, size, 3) as child:
-            rounds = [child.run(subjects=SUBJECTS, rows=_rows(plan, n), filtered=False) for n in range(plan.rounds)]
-            passing = [child.run(subjects=SUBJECTS, rows=_rows(plan, n), filtered=True) for n in range(2)]
+            rounds = [child.run(subjects=subjects, rows=_rows(plan, n), filtered=False) for n in range(plan.rounds)]
+            passing = [child.run(subjects=subjects, rows=_rows(plan, n), filtered=True) for n in range(2)]
             writing = child.run(subjects=("signs",), rows=list(range(QUERIES)), filtered=False, writing=True)
             idle = child.run(subjects=("signs",), rows=list(range(QUERIES)), filtered=False)
-        for name in SUBJECTS:
+        for name in subjects:
             took = [each for one in rounds for each in one[name]["took"]]
             ratio = median(median(one["sqlite-vec"]["took"]) / median(one[name]["took"]) for one in rounds)
             filtered = median(each for one in passing for each in one[name]["took"])
             table.row(
                 f"{size:,}",
                 name,
-                f"{build['seconds']:.0f}" if name == "signs" else "",
+                f"{seconds[name]:.0f}" if name in seconds else "",
                 f"{alone[name]['start']:.2f}",
-                f"{alone[name]['resident']:.0f}",
+                f"{alone[name]['resident']:.0f}" + (f" + {there['index']:.0f}" if name == SERVER else ""),
                 f"{1000 * median(took):.1f}",
                 f"{1000 * float(np.percentile(took, 95)):.1f}",
-                f"{1000 * median(each for one in rounds for each in one[name]['cpu']):.1f}",
+                "-" if name == SERVER else f"{1000 * median(each for one in rounds for each in one[name]['cpu']):.1f}",
                 f"{np.mean([one[name]['recall'] for one in rounds]):.3f}",
                 f"{1000 * filtered:.1f}",
                 f"{ratio:.0f}",
@@ -201,7 +213,7 @@ def search(plan: Plan, cache: Path, sizes: Sequence[int], *, given: Path | None)
     for size, calm, busy in beside:
         times = round(busy / calm, 2)
         table.row(f"{size:,}", f"{1000 * calm:.1f}", f"{1000 * busy:.1f}", times, met(times, 2, least=False))
-    _words(plan, cache / "search", max(sizes))
+    _words(plan, kept / "search", max(sizes))
 
 
 def _rows(plan: Plan, number: int) -> list[int]:
@@ -241,18 +253,26 @@ def _opened(folder: Path, size: int, words: int) -> "Iterator[Worker]":
 
 
 class _Asked:
-    """The subjects, on one database; each is asked for the nearest of a row of the queries."""
+    """The subjects, on one database; each is asked for the nearest of a row of the queries.
 
-    def __init__(self, path: Path) -> None:
-        self.database = Database(path)
+    Args:
+        path: of the database.
+        stack: closes them.
+    """
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.database = stack.enter_context(closing(Database(path)))
         self.queries: Matrix = np.load(path.with_suffix(".npy"))
         self.texts = list(passages(QUERIES, words=8, seed=1, beyond=STOP_WORDS))
-        self.signs = SqliteStore(self.database, exact_below=0)
-        self.exact = SqliteStore(self.database, exact_below=2**62, memory=2**41)
+        self.signs = stack.enter_context(closing(SqliteStore(self.database, exact_below=0)))
+        self.exact = stack.enter_context(closing(SqliteStore(self.database, exact_below=2**62, memory=2**41)))
+        self.server: Callable[[], PostgresStore] = cache(lambda: stack.enter_context(postgres.server()))
+        self.collection = postgres.name(path)
         self.subjects: Mapping[str, Callable[[int, bool], list[str]]] = {
             "sqlite-vec": self._floats,
             "signs": lambda row, few: self._nearest(self.signs, row, few=few),
             "exact": lambda row, few: self._nearest(self.exact, row, few=few),
+            SERVER: lambda row, few: self._nearest(self.server(), row, few=few, collection=self.collection),
             "any word": lambda row, _: self._words(" OR ", row),
             "all words": lambda row, _: self._words(" AND ", row),
             "matching": lambda row, _: [
@@ -261,9 +281,9 @@ class _Asked:
             "matching and nearest": self._both,
         }
 
-    def _nearest(self, store: SqliteStore, row: int, *, few: bool) -> list[str]:
+    def _nearest(self, store: VectorStore, row: int, *, few: bool, collection: str = "c") -> list[str]:
         where = [RARE] if few else []
-        return [str(match.key) for match in store.nearest("c", self.queries[row], limit=LIMIT, where=where)]
+        return [str(match.key) for match in store.nearest(collection, self.queries[row], limit=LIMIT, where=where)]
 
     def _floats(self, row: int, few: bool) -> list[str]:  # noqa: FBT001  # as the others
         rare = "SELECT id FROM chunk WHERE collection = 1 AND json_extract(metadata, '$.hundredth') = 7"
@@ -348,12 +368,10 @@ def main() -> None:
     """Open a database and work until standard input ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--database", type=Path, required=True)
-    asked = _Asked(parser.parse_args().database)
-    for line in sys.stdin:
-        print(json.dumps(asked.run(**json.loads(line))), flush=True)
-    asked.signs.close()
-    asked.exact.close()
-    asked.database.close()
+    with ExitStack() as stack:
+        asked = _Asked(parser.parse_args().database, stack)
+        for line in sys.stdin:
+            print(json.dumps(asked.run(**json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

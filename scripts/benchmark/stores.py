@@ -9,6 +9,7 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
+import postgres
 from report import Plan, Table
 
 from appliance.database import Database
@@ -115,5 +116,5 @@ def _opened(kind: Kind, url: str) -> Iterator[Store]:
 
 def named() -> dict[Kind, str]:
     """The servers that the environment names."""
-    variables: dict[Kind, str] = {"postgres": "BENCH_POSTGRES_URL", "milvus": "BENCH_MILVUS_URL"}
+    variables: dict[Kind, str] = {"postgres": postgres.URL, "milvus": "BENCH_MILVUS_URL"}
     return {kind: os.environ[name] for kind, name in variables.items() if os.environ.get(name)}
