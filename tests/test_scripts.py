@@ -200,6 +200,21 @@ def test_serve_hands_its_arguments_on(checkout: Checkout) -> None:
     assert answer.stdout == "<serve><--data><my data><--port><0>"
 
 
+@pytest.mark.parametrize(("cores", "processes"), [(1, 1), (2, 2), (16, 4)])
+def test_all_tests_run_beside_each_other_and_chosen_ones_in_one_process(
+    checkout: Checkout, cores: int, processes: int
+) -> None:
+    checkout.program("python3", PYTHON)
+    checkout.program("getconf", f"#!/bin/sh\necho {cores}\n")
+
+    checkout.run("test")
+    checkout.run("test", "-x", "tests/api")
+
+    everything, chosen = (call for call in checkout.calls() if call.startswith("-m pytest"))
+    assert everything == f"-m pytest --numprocesses={processes} --dist=worksteal"
+    assert chosen == "-m pytest -x tests/api"
+
+
 def test_every_script_is_a_program_that_sh_can_read() -> None:
     scripts = [path for folder in ("scripts", ".ci") for path in (ROOT / folder).iterdir() if path.is_file()]
     shells = [path for path in scripts if path.read_text(encoding="utf-8").startswith("#!/bin/sh\n")]
