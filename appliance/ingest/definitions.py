@@ -16,8 +16,8 @@ _DEEPEST: Final = 16
 """Definitions inside each other that are told apart."""
 
 _DEFINITION: Final = re.compile(
-    r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|virtual|override|inline|extern|"
-    r"unsafe|const(?=\s+fn)|sealed|partial|open|data|suspend|pub(?:\([^)]*\))?|CREATE(?:\s+OR\s+REPLACE)?)\s+)*+"
+    r"(?>(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|virtual|override|inline|extern|"
+    r"unsafe|const(?=\s+fn)|sealed|partial|open|data|suspend|pub(?:\([^)]*\))?|CREATE(?:\s+OR\s+REPLACE)?)\s+)*)"
     r"(?:(?:def|class|fun|func|fn|function|sub|struct|enum|union|trait|impl|interface|module|namespace|protocol|extension|"
     r"object|record|type|proc|procedure|macro_rules|TABLE|VIEW|FUNCTION|PROCEDURE|TRIGGER)\b!?\s*\*?\s*[\w(<\"`\[.:$]"
     r"[^;]*(?:[:{(=,)]|\bend|\bis|\bas|\w)\s*$"
@@ -25,7 +25,11 @@ _DEFINITION: Final = re.compile(
     r"|(?!(?:if|for|while|switch|else|return|catch|do|try|with|case|throw|new|await|yield|elif|elsif|foreach|until)\b)"
     r"[A-Za-z_~@$][\w<>\[\],.*&:~?$ \t]*\([^;{}]*\)[^;{}()=]*\{\s*$)",
 )
-"""A definition's first line, in the languages that say so by a word, or by a name, parentheses and a brace."""
+"""A definition's first line, in the languages that say so by a word, or by a name, parentheses and a brace.
+
+An atomic group, as before Python 3.11.5 a group that is repeated possessively matches what it should not
+(https://github.com/python/cpython/issues/106052).
+"""
 
 _LEAD: Final = re.compile(r"@|#(?!\s*(?:if|else|elif|endif|include|define|pragma)\b)|//|/\*|\*|--|;;|\"\"\"|'''")
 """What begins the lines that belong to the definition below them: decorators, attributes, comments."""
