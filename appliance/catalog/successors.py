@@ -126,8 +126,8 @@ class Successors:
             failed = _progress(connection, new).failed
             if failed and not without_failed:
                 told = (
-                    f"{failed} documents that can be found now cannot be embedded anew, so nothing was changed yet: "
-                    "try them again, remove them, or finish without them"
+                    f"{failed} of the documents that can be found now cannot be embedded anew, so nothing was changed "
+                    "yet: try again, remove what fails, or finish without it"
                 )
                 connection.execute(update(JOB).where(JOB.c.id == new.job, JOB.c.error != told).values(error=told))
                 return "held"

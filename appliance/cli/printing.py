@@ -60,7 +60,7 @@ def progress(console: "Console", what: str, *, total: int) -> Iterator[Callable[
 def reindexed(job: Mapping[str, Any]) -> None:
     """Print what a reindex came to."""
     counts = job["counts"]
-    typer.echo(f"{job['collection']}: {counts['ready']} documents embedded anew by {job['name']}, job {job['id']}")
+    typer.echo(f"{job['collection']}: {counts['ready']} embedded anew by {job['name']}, job {job['id']}")
     for each in job.get("failures", []):
         typer.echo(f"  {each['id']}: {each['error']}")
     if job["state"] != "done":

@@ -284,7 +284,7 @@ def test_what_cannot_be_embedded_anew_holds_it_back_until_it_is_left_out(
         now = client.get("/collections/album").json()
 
     assert (held["state"], held["counts"]["failed"], held["failures"][0]["id"]) == ("running", 1, "red")
-    assert "finish without them" in held["error"]
+    assert "finish without it" in held["error"]
     assert (told["model"], told["documents"], told["reindex"]["failed"]) == ("tiny-clip", {"ready": 2}, 1)
     assert (finished["state"], finished["error"]) == ("done", None)
     assert (now["model"], now["documents"], now["chunks"]) == ("hash", {"ready": 1, "failed": 1}, 1)

@@ -175,7 +175,7 @@ def test_a_document_that_cannot_be_embedded_anew_holds_the_rest_back(house: Hous
     outcome = house.catalog.successors.advance(successor, keep=SOON, without_failed=True)
 
     assert (held[0].model, held[1].state, held[1].failed) == ("m", "running", 1)
-    assert "1 documents" in held[1].error
+    assert "1 of the documents" in held[1].error
     assert (progress.waiting, progress.failed) == (0, 1)
     assert outcome == "replaced"
     assert house.catalog.collection("c").model == "other"
