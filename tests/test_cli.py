@@ -288,7 +288,7 @@ class TestIngest:
             for given in (["--tokens", "99"], ["--finish", "--model", "hash"], ["--finish"], ["--model", "ghost"])
         ]
 
-        assert (done.returncode, done.stdout.splitlines()[0][:36]) == (0, "cli-reindex: 2 documents embedded an")
+        assert (done.returncode, done.stdout.splitlines()[0][:36]) == (0, "cli-reindex: 2 embedded anew by hash")
         assert (told["state"], told["counts"]["ready"]) == ("done", 2)
         now = httpx.get(f"{live.url}/collections/cli-reindex").json()
         assert (now["dimensions"], now["chunking"]["strategy"]) == (256, "sentences")
