@@ -116,16 +116,18 @@ _LETTERS = str.maketrans("0123456789", "ghijklmnop")
 
 
 def built(folder: Path, size: int, *, given: Path | None, words: int) -> dict[str, float]:
-    """Make `<size>.db` of chunks of so many words, unless it is there in the present schema; what that took."""
+    """Make `<size>.db` of chunks of so many words, unless it is there, of these vectors and in the present schema; what
+    that took.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     schema = max(path.name for path in (shipped("migrations") / "versions").glob("[0-9]*_*.py"))
+    made_of = schema if given is None else f"{schema} {given.resolve()} {given.stat().st_mtime_ns}"
     path, notes, queries = (folder / f"{size}-{words}{end}" for end in (".db", ".json", ".npy"))
     if notes.exists():
         known: dict[str, Any] = json.loads(notes.read_text())
-        if known.pop("schema", "") == schema:
+        if known.pop("made_of", "") == made_of:
             return known
-        notes.unlink()
-    for left in folder.glob(f"{path.name}*"):
+    for left in folder.glob(f"{path.stem}.*"):
         left.unlink()
     rows, asked = vectors(size, given=given)
     np.save(queries, asked)
@@ -150,7 +152,7 @@ def built(folder: Path, size: int, *, given: Path | None, words: int) -> dict[st
             with database.write() as connection:
                 copy = "INSERT INTO bench_floats SELECT chunk_id, vector FROM embedding WHERE chunk_id BETWEEN ? AND ?"
                 connection.exec_driver_sql(copy, (start, start + 4999))
-    notes.write_text(json.dumps({**took, "schema": schema}))
+    notes.write_text(json.dumps({**took, "made_of": made_of}))
     return took
 
 
