@@ -42,6 +42,7 @@ class Redis:
         ttl: seconds Redis keeps an entry.
         now: seconds since 1970.
         pause: seconds between the first two looks.
+        patience: seconds for one exchange.
 
     Raises:
         InvalidInput: the address is none.
@@ -49,14 +50,22 @@ class Redis:
 
     name = "redis"
 
-    def __init__(self, url: str, *, ttl: float, now: Callable[[], float] = time, pause: float = _PAUSE) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        ttl: float,
+        now: Callable[[], float] = time,
+        pause: float = _PAUSE,
+        patience: float = _PATIENCE,
+    ) -> None:
         try:
             self._client = Client.from_url(
                 url,
                 protocol=2,  # so that nothing but answers comes
                 decode_responses=False,
-                socket_connect_timeout=_PATIENCE,
-                socket_timeout=_PATIENCE,
+                socket_connect_timeout=patience,
+                socket_timeout=patience,
                 retry=Retry(NoBackoff(), 0),
                 max_connections=_CONNECTIONS,
             )
@@ -67,6 +76,7 @@ class Redis:
         self._ttl = ttl
         self._now = now
         self._pause = pause
+        self._patience = patience
         self._up = False
         self._closed = False
         self._looking: asyncio.Task[None] | None = None
@@ -164,7 +174,7 @@ class Redis:
             return []
         try:
             # the slot first: waiting for it is not the server's fault
-            async with self._slots, asyncio.timeout(_PATIENCE):
+            async with self._slots, asyncio.timeout(self._patience):
                 pipeline = self._client.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
@@ -186,7 +196,7 @@ class Redis:
         pause, told = self._pause, self.errors > 0
         while not self._closed:
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(self._patience):
                     await self._client.execute_command("PING")  # type: ignore[no-untyped-call]  # theirs
             except Exception as error:  # noqa: BLE001 - same
                 if not told:

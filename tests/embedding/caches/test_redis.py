@@ -32,11 +32,11 @@ async def client(redis_server: Any) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def opened() -> AsyncIterator[Callable[..., Any]]:
-    """Opens layers, and waits until they are used; closes them."""
+    """Opens layers, and waits until they are used; closes them. They are patient, as tests run beside each other."""
     layers: list[Redis] = []
 
-    async def open_redis(url: str, *, ttl: float = 300, wait: bool = True) -> Redis:
-        layers.append(Redis(url, ttl=ttl, pause=0.05))
+    async def open_redis(url: str, *, ttl: float = 300, patience: float = 10, wait: bool = True) -> Redis:
+        layers.append(Redis(url, ttl=ttl, pause=0.05, patience=patience))
         layers[-1].start()
         if wait:
             await until(lambda: layers[-1]._up)
@@ -147,7 +147,7 @@ async def test_a_server_that_dies_is_left_alone_and_used_when_it_is_back(
 
 
 async def test_a_server_that_hangs_costs_one_short_wait(opened: Any, redis_server: Any) -> None:
-    layer = await opened(redis_server.url)
+    layer = await opened(redis_server.url, patience=0.25)
     redis_server.process.send_signal(signal.SIGSTOP)
     try:
         began = perf_counter()
