@@ -466,6 +466,29 @@ def serving() -> Callable[..., Live]:
     return serve
 
 
+SMALL = """
+name = "small"
+description = "Counts words, in fewer places."
+license = "apache-2.0"
+engine = "hash"
+family = "hash"
+space = "small"
+dimensions = 32
+max_tokens = 32
+"""
+
+
+@pytest.fixture(scope="session")
+def bring_small() -> Callable[[Path], None]:
+    """Puts a model into a data directory, `small`: as `hash`, of 32 dimensions and a space of its own."""
+
+    def bring(data: Path) -> None:
+        (data / "cards").mkdir(parents=True)
+        (data / "cards" / "small.toml").write_text(SMALL)
+
+    return bring
+
+
 @pytest.fixture(scope="session")
 def bring_clip() -> Callable[[Path], None]:
     """Puts a model for texts and images into a data directory, `tiny-clip`: random weights, 24 dimensions."""

@@ -13,11 +13,13 @@ import httpx
 
 
 class ServerProcess:
-    """A server process on a data directory, with the hash model."""
+    """A server process on a data directory, with the hash model, at a free port unless one is given."""
 
-    def __init__(self, data: Path, environment: Mapping[str, str] | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+    def __init__(self, data: Path, environment: Mapping[str, str] | None = None, *, port: int = 0) -> None:
+        if not port:
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+        self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "appliance", "serve", "--port", str(port), "--data", str(data), "--model", "hash"],
@@ -26,8 +28,8 @@ class ServerProcess:
             env={**os.environ, "PYTHONWARNINGS": "default", **(environment or {})},
         )
 
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 30
+    def wait_until_ready(self, *, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process.poll() is None, "the server ended"
             try:

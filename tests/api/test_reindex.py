@@ -11,24 +11,12 @@ import httpx
 import PIL.Image
 import pytest
 
-SMALL = """
-name = "small"
-description = "Counts words, in fewer places."
-license = "apache-2.0"
-engine = "hash"
-family = "hash"
-space = "small"
-dimensions = 32
-max_tokens = 32
-"""
-
 WORDS = ("otter", "whale", "badger", "heron", "lynx", "marten", "newt", "owl", "pike", "raven")
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    (tmp_path / "data" / "cards").mkdir(parents=True)
-    (tmp_path / "data" / "cards" / "small.toml").write_text(SMALL)
+def data(bring_small: Callable[[Path], None], tmp_path: Path) -> Path:
+    bring_small(tmp_path / "data")
     return tmp_path / "data"
 
 

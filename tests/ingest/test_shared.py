@@ -22,17 +22,6 @@ from appliance.postgres import CATALOG_VERSION, PostgresDatabase
 from appliance.settings import Settings, shipped
 from appliance.store.postgres.store import PostgresStore
 
-SMALL = """
-name = "small"
-description = "Counts words, in fewer places."
-license = "apache-2.0"
-engine = "hash"
-family = "hash"
-space = "small"
-dimensions = 32
-max_tokens = 32
-"""
-
 
 @pytest.fixture
 def url(postgres_server: Any) -> str:
@@ -179,10 +168,9 @@ def test_changes_from_both_sides_leave_catalog_and_store_of_one_mind(
 
 
 def test_documents_are_left_to_an_appliance_that_has_their_model(
-    start: Callable[..., Any], url: str, tmp_path: Path
+    start: Callable[..., Any], bring_small: Callable[[Path], None], url: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "able" / "cards").mkdir(parents=True)
-    (tmp_path / "able" / "cards" / "small.toml").write_text(SMALL)
+    bring_small(tmp_path / "able")
     settings = {"store": "postgres", "store_url": SecretStr(url)}
     able, unable = start(data=tmp_path / "able", **settings), start(data=tmp_path / "unable", **settings)
     documents = [{"id": f"d{n}", "text": f"number {n}"} for n in range(30)]

@@ -1,12 +1,7 @@
 """Real appliances behind others: the vectors are theirs, and one may be killed at any time."""
 
 import asyncio
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,41 +25,22 @@ TEXTS = ["The otter sleeps on its back.", "Otters hold hands.", "", "鲸鱼在�
 
 
 class Board:
-    """An appliance of its own process, with the hash model, always at the same port."""
+    """An appliance of its own process, always at the same port."""
 
-    def __init__(self, data: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+    def __init__(self, data: Path, begin: Callable[..., Any]) -> None:
         self._data = data
-        self._process: subprocess.Popen[bytes] | None = None
+        self._begin = begin
+        self._server = begin(data)
+        self.url: str = self._server.url
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "appliance", "serve", "--model", "hash"]
-        self._process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--data", str(self._data)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONWARNINGS": "default"},
-        )
+        self._server = self._begin(self._data, port=self._server.port)
 
     def wait_until_ready(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, "the server ended"
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.02)
-        raise AssertionError("the server did not come up")
+        self._server.wait_until_ready(seconds=60)  # three begin at once
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        self._server.kill()
 
     def embedded(self) -> int:
         """Inputs that it has embedded since its start."""
@@ -73,11 +49,9 @@ class Board:
 
 
 @pytest.fixture(scope="module")
-def boards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Board]]:
-    three = [Board(tmp_path_factory.mktemp("board")) for _ in range(3)]
+def boards(server_process: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Board]]:
+    three = [Board(tmp_path_factory.mktemp("board"), server_process) for _ in range(3)]
     try:
-        for board in three:
-            board.start()
         for board in three:
             board.wait_until_ready()
         yield three
