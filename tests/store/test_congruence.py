@@ -106,7 +106,7 @@ def test_random_operations_leave_the_answers_of_the_reference(store: Store) -> N
     for each in (reference, store):
         each.create("c", 6)
 
-    for _ in range(400 if isinstance(store, MilvusStore) else 1000):
+    for _ in range(1000):
         document = f"d{rng.randrange(30)}"
         choice = rng.random()
         where = [condition(rng) for _ in range(rng.randrange(3))]
